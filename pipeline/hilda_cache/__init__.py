@@ -1,0 +1,1 @@
+"""Stage one: drives and frozen teachers in, a teacher cache out."""

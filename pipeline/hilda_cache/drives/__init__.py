@@ -1,0 +1,51 @@
+"""One reader per dataset, all yielding the same frozen dataclasses (`frame.py`).
+
+`open_drive` is the one door: readers are imported when asked for, so that opening a KITTI drive does not load the
+Feather reader of Argoverse.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from hilda_schema.errors import DriveError, UsageError
+
+from hilda_cache.drives.frame import CameraView, Drive, Frame, FrameInfo, Points, PointsReport
+
+__all__ = ["DATASETS", "CameraView", "Drive", "Frame", "FrameInfo", "Points", "PointsReport", "open_drive"]
+
+# dataset name -> "module:class"; every class takes (root, **options)
+DATASETS = {
+    "argoverse2": "hilda_cache.drives.argoverse2:Argoverse2",
+    "kitti_raw": "hilda_cache.drives.kitti_raw:KittiRaw",
+    "nuscenes": "hilda_cache.drives.nuscenes:NuScenes",
+    "pandaset": "hilda_cache.drives.pandaset:PandaSet",
+    "semantickitti": "hilda_cache.drives.semantickitti:SemanticKitti",
+}
+
+
+def open_drive(dataset: str, root: str | Path, **options: str) -> Drive:
+    """Open a recorded drive.
+
+    Args:
+        dataset: one of `DATASETS`.
+        root: the dataset's folder, as its publisher lays it out.
+        options: the reader's own, e.g. `lidar="both"` for PandaSet or `version="v1.0-mini"` for nuScenes.
+
+    Raises:
+        UsageError: an unknown dataset or option.
+        DriveError: the folder does not hold that dataset.
+    """
+    if dataset not in DATASETS:
+        raise UsageError(f"dataset {dataset!r} is not known", f"use one of {', '.join(sorted(DATASETS))}")
+    folder = Path(root).resolve()
+    if not folder.is_dir():
+        raise DriveError(f"{root} is not a folder", "give the folder that holds the raw dataset")
+    module, _, name = DATASETS[dataset].partition(":")
+    reader = getattr(import_module(module), name)
+    known = set(reader.OPTIONS)
+    if unknown := sorted(set(options) - known):
+        raise UsageError(f"{dataset} has no option {unknown[0]!r}", f"it takes {', '.join(sorted(known)) or 'none'}")
+    drive: Drive = reader(folder, **options)
+    return drive

@@ -1,0 +1,1 @@
+"""Stage two: a teacher cache in, a pre-trained LiDAR backbone out."""
