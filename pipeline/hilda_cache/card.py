@@ -1,0 +1,80 @@
+"""A store's card: what a stranger needs to know before trusting it, as text for people and as JSON for scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hilda_schema.manifest import Manifest, TeacherInfo
+from hilda_schema.reader import Cache
+from hilda_schema.terminal import human_bytes
+
+
+def card_json(cache: Cache) -> dict[str, Any]:
+    """The manifest with the store's totals beside it."""
+    return {"totals": totals(cache), "manifest": cache.manifest.model_dump(mode="json")}
+
+
+def totals(cache: Cache) -> dict[str, Any]:
+    """Counts over all frames."""
+    frames = cache.frames
+    absent = [row for row in frames.column("absent").to_pylist() if row]
+    return {
+        "frames": len(cache),
+        "scenes": len(set(frames.column("scene").to_pylist())),
+        "parts": len(cache.manifest.parts),
+        "bytes": sum(part.bytes for part in cache.manifest.parts),
+        "points": _sum(frames, "points"),
+        "points_dropped": _sum(frames, "points_dropped"),
+        "points_seen": _sum(frames, "points_seen"),
+        "pairs": _sum(frames, "pairs"),
+        "frames_with_absences": len(absent),
+        "absences": sum(len(row) for row in absent),
+    }
+
+
+def _sum(frames: Any, column: str) -> int:
+    return sum(frames.column(column).to_pylist())
+
+
+def card_text(cache: Cache) -> str:
+    """The card for people."""
+    manifest, sums = cache.manifest, totals(cache)
+    recipe = manifest.recipe
+    version = f" {recipe.dataset.version}" if recipe.dataset.version else ""
+    coverage = sums["points_seen"] / sums["points"] if sums["points"] else 0.0
+    lines = [
+        f"Teacher cache of {recipe.dataset.name}{version}, schema {manifest.schema_version}, {manifest.state}",
+        f"  content   sha256:{manifest.root_sha256}" if manifest.root_sha256 else "  content   not complete yet",
+        f"  frames    {sums['frames']} in {sums['scenes']} scenes, {sums['parts']} parts, {human_bytes(sums['bytes'])}",
+        f"  cameras   {', '.join(recipe.dataset.cameras) or 'none'}",
+        f"  points    {sums['points']:,}, {coverage:.0%} seen by a camera, {sums['pairs']:,} point-camera pairs",
+        f"  dropped   {sums['points_dropped']:,} points that were not finite",
+        f"  absent    {sums['absences']} images or sweeps in {sums['frames_with_absences']} frames",
+        f"  encoding  {recipe.encoding.kind} {recipe.encoding.dtype}{_error_text(manifest)}",
+        f"  pairs     depth > {recipe.projection.min_depth_m} m; occlusion: {recipe.projection.occlusion}",
+        f"  ground    {recipe.projection.ground}",
+    ]
+    for teacher in recipe.teachers:
+        lines += _teacher_lines(teacher)
+    return "\n".join(lines)
+
+
+def _error_text(manifest: Manifest) -> str:
+    errors = manifest.encoding_error.values()
+    if not errors:
+        return ""
+    cosine = min(error.cosine_min for error in errors)
+    relative = max(error.relative_l2_mean for error in errors)
+    return f", measured: cosine >= {cosine:.6f}, relative L2 {relative:.1e} on average"
+
+
+def _teacher_lines(teacher: TeacherInfo) -> list[str]:
+    revision = f"@{teacher.revision}" if teacher.revision else ""
+    layers = ", ".join(f"{layer.name} ({layer.height}x{layer.width}x{layer.channels})" for layer in teacher.layers)
+    return [
+        f"  teacher   {teacher.name}: {teacher.source}{revision}, {teacher.architecture}, licence {teacher.licence}",
+        f"    weights   sha256:{teacher.weights_sha256}",
+        f"    images    {teacher.image_height_px}x{teacher.image_width_px}, {teacher.resize}",
+        f"    layers    {layers}; {teacher.norm}-norm; global token {teacher.global_width or 'none'}",
+        f"    computed  {teacher.precision} ({teacher.precision_reason})",
+    ]

@@ -1,0 +1,203 @@
+"""`hilda-cache`: the command line of stage one. Words only; everything heavy is imported inside a command's body."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from hilda_schema.errors import UsageError
+from hilda_schema.terminal import EXIT_INCOMPLETE, run
+
+app = typer.Typer(
+    name="hilda-cache",
+    help="Run frozen vision models over a recorded drive once, and keep what every LiDAR point saw.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Options that `extract` and `plan` share, named once.
+Root = Annotated[Path, typer.Argument(help="Folder of the raw dataset.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="The cache: a folder or a URL.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the cache to write.", show_default=False)]
+Dataset = Annotated[
+    str, typer.Option("--dataset", "-d", help="nuscenes, pandaset, kitti_raw, semantickitti or argoverse2.")
+]
+DatasetOption = Annotated[
+    Optional[list[str]], typer.Option("--option", help="Reader option KEY=VALUE, e.g. version=v1.0-mini, lidar=both.")
+]
+TeacherOption = Annotated[
+    list[str],
+    typer.Option(
+        "--teacher",
+        "-t",
+        help="[NAME=]SPEC: hub id, hub id@revision, local folder, module:factory or file.py:factory. Repeatable.",
+    ),
+]
+Layers = Annotated[
+    Optional[list[str]],
+    typer.Option(help="[NAME=]layers: block numbers, negative indices or names, e.g. -2,-1 or stage3,stage4."),
+]
+ImageSize = Annotated[Optional[list[str]], typer.Option(help="[NAME=]HEIGHTxWIDTH that images are resized to.")]
+Norm = Annotated[
+    Optional[list[str]], typer.Option(help="[NAME=]pre or post: features before or after the model's final norm.")
+]
+Scenes = Annotated[Optional[str], typer.Option(help="Only these scenes: NAME[,NAME...].")]
+Frames = Annotated[str, typer.Option(help="Only frames A:B of each scene.")]
+Cameras = Annotated[Optional[str], typer.Option(help="Only these cameras: NAME[,NAME...].")]
+Encoding = Annotated[str, typer.Option(help="grid, grid-int8, point or point-int8.")]
+Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16; auto checks bfloat16 on the drive's images.")]
+Missing = Annotated[str, typer.Option(help="fail, or skip: record missing and unreadable sensor files as absent.")]
+PartFrames = Annotated[Optional[int], typer.Option(min=1, help="Frames per part; default: about 256 MB of tokens.")]
+NoPoints = Annotated[bool, typer.Option("--no-points", help="Leave the points out, where a licence forbids them.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let a model repository run its own Python code.")
+]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickled-weights", help="Load weights from pickle files.")]
+Workers = Annotated[Optional[int], typer.Option("--workers", "-w", min=1, help="Worker processes; default: one a core.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+@app.command()
+def extract(
+    root: Root,
+    out: Out,
+    dataset: Dataset,
+    teacher: TeacherOption,
+    layers: Layers = None,
+    image_size: ImageSize = None,
+    norm: Norm = None,
+    option: DatasetOption = None,
+    scenes: Scenes = None,
+    frames: Frames = ":",
+    cameras: Cameras = None,
+    encoding: Encoding = "grid",
+    precision: Precision = "auto",
+    missing: Missing = "fail",
+    part_frames: PartFrames = None,
+    no_points: NoPoints = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickled_weights: AllowPickle = False,
+    workers: Workers = None,
+    scheduler: Annotated[
+        Optional[str], typer.Option(help="A running Dask scheduler, tcp://... or tls://..., instead of local workers.")
+    ] = None,
+    insecure_network: Annotated[
+        bool, typer.Option("--insecure-network", help="Allow an unencrypted scheduler on another machine.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it costs; write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Extract a teacher cache from a recorded drive; run it again to go on after an interruption."""
+    from hilda_cache import commands
+    from hilda_cache.options import build_request
+
+    request = build_request(
+        root, dataset, teacher, layers, image_size, norm, option, scenes, frames, cameras, encoding, precision,
+        missing, part_frames, no_points, trust_remote_code, allow_pickled_weights,
+    )  # fmt: skip
+    if dry_run:
+        raise typer.Exit(commands.plan(request, out, workers, as_json=as_json))
+    raise typer.Exit(commands.extract(request, out, workers, scheduler, insecure=insecure_network, as_json=as_json))
+
+
+@app.command()
+def plan(
+    root: Root,
+    dataset: Dataset,
+    teacher: TeacherOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the cache would go.")] = Path(),
+    layers: Layers = None,
+    image_size: ImageSize = None,
+    norm: Norm = None,
+    option: DatasetOption = None,
+    scenes: Scenes = None,
+    frames: Frames = ":",
+    cameras: Cameras = None,
+    encoding: Encoding = "grid",
+    precision: Precision = "auto",
+    missing: Missing = "fail",
+    part_frames: PartFrames = None,
+    no_points: NoPoints = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickled_weights: AllowPickle = False,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Say what an extraction costs, by a short probe: parts, images, bytes, files, hours. Fails when it will not fit."""
+    from hilda_cache import commands
+    from hilda_cache.options import build_request
+
+    request = build_request(
+        root, dataset, teacher, layers, image_size, norm, option, scenes, frames, cameras, encoding, precision,
+        missing, part_frames, no_points, trust_remote_code, allow_pickled_weights,
+    )  # fmt: skip
+    raise typer.Exit(commands.plan(request, out, workers, as_json=as_json))
+
+
+@app.command()
+def info(store: Store, as_json: Json = False) -> None:
+    """Show a cache's card: dataset, teachers, layers, sizes, coverage, content hash."""
+    from hilda_cache import commands
+
+    commands.info(store, as_json=as_json)
+
+
+@app.command()
+def verify(
+    store: Store,
+    deep: Annotated[int, typer.Option(min=0, help="Also extract N frames again and compare.")] = 0,
+    root: Annotated[Optional[Path], typer.Option(help="The raw dataset, for --deep.")] = None,
+    teacher: Annotated[Optional[list[str]], typer.Option("--teacher", "-t", help="[NAME=]SPEC, for --deep.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read everything again and check every checksum and count. Exits with 3 when something is wrong."""
+    from hilda_cache import commands
+
+    if deep and (root is None or not teacher):
+        raise UsageError("--deep needs the drive and the teachers", "add --root FOLDER and --teacher [NAME=]SPEC")
+    sound = commands.verify(store, deep, root, teacher or [], as_json=as_json)
+    raise typer.Exit(0 if sound else EXIT_INCOMPLETE)
+
+
+@app.command()
+def show(
+    store: Store,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
+    frame: Annotated[int, typer.Option(min=0, help="Which frame, counted from 0.")] = 0,
+    teacher: Annotated[Optional[str], typer.Option("--teacher", "-t", help="Which teacher; default: the first.")] = None,
+    layers: Annotated[Optional[str], typer.Option(help="Which layers, side by side; default: the last.")] = None,
+    root: Annotated[Optional[Path], typer.Option(help="The raw dataset, to draw over its images.")] = None,
+) -> None:
+    """Draw a frame's points over each camera, coloured by the principal components of their features."""
+    from hilda_cache import commands
+
+    commands.show(store, out, frame, teacher, layers.split(",") if layers else None, root)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.", show_default=False)],
+    scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 4,
+    frames: Annotated[int, typer.Option(min=1, help="Keyframes per scene, at 2 Hz.")] = 12,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    image_size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the images.")] = "396x704",
+) -> None:
+    """Make a synthetic drive: a procedural street world, six cameras, a 32-beam LiDAR, as a real nuScenes tree."""
+    from hilda_cache import commands
+
+    commands.synth(out, scenes, frames, seed, image_size)
+
+
+@app.command()
+def doctor() -> None:
+    """Print the environment, to paste in an issue."""
+    from hilda_cache.doctor import doctor_report
+
+    typer.echo(doctor_report())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)

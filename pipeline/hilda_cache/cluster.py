@@ -1,0 +1,93 @@
+"""Where parts are made: a Dask LocalCluster on this machine, or a scheduler that somebody runs.
+
+The local cluster binds the loopback interface only, has no dashboard and runs one thread per worker process: a
+worker holds one model and one part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from hilda_schema.errors import UsageError
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+CONNECT_TIMEOUT_S = 30
+
+
+def default_workers() -> int:
+    """One worker per core that this process may use; Slurm's share of a node where it says so."""
+    if allotted := os.environ.get("SLURM_CPUS_PER_TASK"):
+        return max(1, int(allotted))
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def connect(workers: int | None, scheduler: str | None, *, insecure: bool = False) -> Iterator[Any]:
+    """A Dask client.
+
+    Args:
+        workers: processes of a local cluster; None for one per core.
+        scheduler: address of a running scheduler instead, `tcp://host:port` or `tls://host:port`.
+        insecure: allow `tcp://` to another machine, where anybody on the network can run code on the workers.
+
+    Raises:
+        UsageError: both given, an unencrypted remote scheduler, or nobody answers there.
+    """
+    if scheduler and workers:
+        raise UsageError("--workers and --scheduler exclude each other", "a scheduler brings its own workers")
+    with _remote(scheduler, insecure) if scheduler else _local(workers or default_workers()) as client:
+        yield client
+
+
+@contextmanager
+def _local(workers: int) -> Iterator[Any]:
+    import dask
+    from distributed import Client, LocalCluster
+
+    # Workers compute with one thread each: see work.load_teachers_once. The variables must be set before numpy and
+    # torch start in the worker, which is what this Dask setting is for.
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    settings = {
+        "distributed.nanny.pre-spawn-environ": environment,
+        # A part is big and short-lived; pausing or killing at a guessed limit would only turn slow into failed.
+        "distributed.worker.memory.terminate": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False,
+    }
+    with dask.config.set(settings):
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+        )
+    try:
+        with Client(cluster) as client:
+            yield client
+    finally:
+        with suppress(TimeoutError):
+            cluster.close(timeout=10)
+
+
+@contextmanager
+def _remote(address: str, insecure: bool) -> Iterator[Any]:
+    from distributed import Client
+    from distributed.security import Security
+
+    parts = urlsplit(address)
+    if parts.scheme not in {"tcp", "tls"} or not parts.hostname:
+        raise UsageError(f"--scheduler {address!r} is not an address", "write tcp://HOST:PORT or tls://HOST:PORT")
+    if parts.scheme == "tcp" and parts.hostname not in LOOPBACK and not insecure:
+        raise UsageError(
+            f"--scheduler {address} is not encrypted: whoever reaches it can run code on every worker",
+            "use tls://, or --insecure-network on a network that you trust",
+        )
+    security = Security(require_encryption=True) if parts.scheme == "tls" else None
+    try:
+        client = Client(address, timeout=CONNECT_TIMEOUT_S, security=security)
+    except OSError as error:
+        raise UsageError(f"no Dask scheduler answers at {address} ({error})", "start one: dask scheduler") from None
+    with client:
+        yield client

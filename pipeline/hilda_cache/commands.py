@@ -1,0 +1,226 @@
+"""What each command does once its options are understood: call the work, show its progress, word its result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hilda_schema.errors import HildaError, UsageError
+from hilda_schema.reader import Cache, open_cache
+from hilda_schema.terminal import (
+    EXIT_INCOMPLETE,
+    Interrupted,
+    Meter,
+    human_bytes,
+    human_seconds,
+    interruptible,
+    say,
+)
+
+from hilda_cache.cluster import connect, default_workers
+from hilda_cache.extract import ExtractReport
+from hilda_cache.extract import extract as run_extract
+from hilda_cache.request import ExtractRequest
+
+MAX_LISTED = 5  # failures listed one by one; the rest are counted
+
+
+def print_json(value: Any) -> None:
+    """A result for scripts, on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def extract(
+    request: ExtractRequest, store: Path, workers: int | None, scheduler: str | None, *, insecure: bool, as_json: bool
+) -> int:
+    """Run an extraction with its progress; the exit code."""
+    meter: Meter | None = None
+
+    def on_start(recipe: Any, report: ExtractReport) -> None:
+        nonlocal meter
+        for teacher in recipe.teachers:
+            say(f"teacher {teacher.name}: {teacher.precision} ({teacher.precision_reason})")
+        meter = Meter("parts", report.planned, lambda done, total, s: _rate(report, done, total, s))
+        meter.__enter__()
+
+    def on_part(report: ExtractReport) -> None:
+        if meter is not None:
+            meter.advance()
+
+    try:
+        with interruptible(), connect(workers, scheduler, insecure=insecure) as client:
+            report = run_extract(request, store, client, on_start, on_part)
+    except Interrupted as stop:
+        say(f"interrupted by {stop.name}; finished parts are kept: run the same command again to go on")
+        return stop.exit_code
+    finally:
+        if meter is not None:
+            meter.__exit__()
+    return _conclude(report, store, as_json)
+
+
+def _rate(report: ExtractReport, done: int, total: int, seconds: float) -> str:
+    made = done - report.reused
+    written = sum(entry.bytes for entry in report.entries.values())
+    left = f", {human_seconds(seconds / made * (total - done))} left" if made and done < total else ""
+    return f"{report.images / max(seconds, 1e-9):.1f} images/s, {human_bytes(written)}{left}"
+
+
+def _conclude(report: ExtractReport, store: Path, as_json: bool) -> int:
+    for plan, error in list(report.failures.items())[:MAX_LISTED]:
+        say(f"failed [{error.code}]: {plan.scene}[{plan.start}:{plan.stop}]: {error.message}")
+        if error.remedy:
+            say(f"  -> {error.remedy}")
+    if len(report.failures) > MAX_LISTED:
+        say(f"... and {len(report.failures) - MAX_LISTED} more parts failed")
+    if not report.complete:
+        say(f"{len(report.entries)} of {report.planned} parts are in {store}; mend the causes and run the command again")
+        return 1
+    cache = open_cache(str(store))
+    from hilda_cache.card import totals
+
+    sums = totals(cache)
+    for part in report.superseded:
+        say(f"removed part {part}: its images or calibration have changed since it was made")
+    if as_json:
+        print_json({"store": store.name, "totals": sums, "seconds": dict(report.seconds), "reused": report.reused})
+    _say_summary(report, store, sums)
+    return EXIT_INCOMPLETE if sums["absences"] else 0
+
+
+def _say_summary(report: ExtractReport, store: Path, sums: dict[str, Any]) -> None:
+    coverage = sums["points_seen"] / sums["points"] if sums["points"] else 0.0
+    say(
+        f"{store}: {sums['frames']} frames in {sums['parts']} parts ({report.reused} were there already), "
+        f"{report.images} images seen, {sums['pairs']:,} point-camera pairs, {coverage:.0%} of points seen, "
+        f"{human_bytes(sums['bytes'])}"
+    )
+    if report.seconds:
+        say("worker time: " + ", ".join(f"{name} {human_seconds(s)}" for name, s in report.seconds.most_common()))
+    if sums["points_dropped"]:
+        say(f"{sums['points_dropped']:,} points were not finite and are left out")
+    if sums["absences"]:
+        say(f"{sums['absences']} sensor files are absent in {sums['frames_with_absences']} frames (exit code 3)")
+
+
+def plan(request: ExtractRequest, store: Path, workers: int | None, *, as_json: bool) -> int:
+    """Print what an extraction costs; the exit code says whether it fits."""
+    from hilda_cache.plan import make_plan
+
+    made = make_plan(request, store, workers or default_workers())
+    if as_json:
+        print_json(made.to_json())
+    else:
+        lines = [
+            f"{made.frames} frames in {made.parts} parts, {made.images} images ({made.missing_images} missing)",
+            f"{made.points_per_frame:,.0f} points and {made.pairs_per_frame:,.0f} point-camera pairs a frame",
+        ]
+        for name, size in made.bytes_by_encoding.items():
+            lines.append(f"  {name:14} {human_bytes(size)}{'   <- this one' if name == made.encoding else ''}")
+        lines += [
+            f"{made.files} files; {human_bytes(made.free_bytes)} free: it {'fits' if made.fits else 'does NOT fit'}",
+            f"{made.seconds_per_image:.3f} s per image, {human_seconds(made.hours * 3600)} with {made.workers} workers",
+        ]
+        sys.stdout.write("\n".join(lines) + "\n")
+    if made.missing_images and request.missing == "fail":
+        say(f"{made.missing_images} images are missing: restore them, or add --missing skip")
+        return 1
+    return 0 if made.fits else 1
+
+
+def info(store: str, *, as_json: bool) -> None:
+    """Print the card."""
+    from hilda_cache.card import card_json, card_text
+
+    cache = open_cache(store, allow_partial=True)
+    if as_json:
+        print_json(card_json(cache))
+    else:
+        sys.stdout.write(card_text(cache) + "\n")
+
+
+def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_json: bool) -> bool:
+    """Check a store; whether it is sound."""
+    from hilda_schema.verify import verify as run_verify
+
+    meter = Meter("files", 0, lambda done, total, s: human_seconds(s))
+
+    def on_progress(done: int, total: int) -> None:
+        meter.total = total
+        meter.advance(done - meter.done)
+
+    with meter:
+        report = run_verify(store, on_progress)
+    problems = [str(problem) for problem in report.problems]
+    compared: list[dict[str, Any]] = []
+    if deep and root is not None and not problems:
+        from hilda_cache.deep import compare_frames
+
+        compared, differing = compare_frames(open_cache(store), deep, root, teachers)
+        problems += differing
+    if as_json:
+        print_json({"sound": not problems, "problems": problems, "files": report.files, "deep": compared})
+    for problem in problems:
+        say(f"wrong: {problem}")
+    if problems:
+        say(f"{len(problems)} problems; extract into this store again with the same command to restore damaged parts")
+    else:
+        say(f"{store}: {report.files} files, {human_bytes(report.bytes)}, all as sealed")
+    for row in compared:
+        say(f"deep: {row['frame']}: cosine >= {row['cosine_min']:.6f} in every layer")
+    return not problems
+
+
+def show(store: str, out: Path, frame: int, teacher: str | None, layers: list[str] | None, root: Path | None) -> None:
+    """Draw one frame."""
+    from hilda_cache.show import show_frame
+
+    cache = open_cache(store)
+    if not cache.teachers:
+        raise UsageError("the store has no teacher to show")
+    name = teacher or cache.teachers[0].name
+    images = frame_images(cache, frame, root) if root is not None else None
+    show_frame(cache, frame, name, layers, out, images)
+    say(f"wrote {out}")
+
+
+def frame_images(cache: Cache, index: int, root: Path) -> dict[str, Any]:
+    """The original images of a frame, camera -> (H, W, 3) uint8; those that cannot be read are left out."""
+    from hilda_cache.images import read_image
+    from hilda_cache.request import DriveSpec
+
+    dataset = cache.manifest.recipe.dataset
+    drive = DriveSpec(dataset.name, str(root.resolve()), tuple(sorted(dataset.options.items()))).open()
+    key = cache[index].key
+    found = next((each for each in drive.frames(key.scene) if each.key == key), None)
+    if found is None:
+        raise UsageError(f"frame {key} is not in {root}", "give the drive that the cache was made from")
+    images = {}
+    for view in found.cameras:
+        try:
+            image = read_image(view.image_path.read_bytes(), view.image_path.name)
+        except (OSError, HildaError) as error:
+            say(f"no picture behind {view.name}: {error}")
+            continue
+        images[view.name] = image.numpy() if hasattr(image, "numpy") else image
+    return images
+
+
+def synth(out: Path, scenes: int, frames: int, seed: int, image_size: str) -> None:
+    """Make a synthetic drive."""
+    from hilda_cache.drives.synthetic import make_drive
+    from hilda_cache.request import parse_image_size
+
+    height, width = parse_image_size(image_size)
+    with Meter("frames", scenes * frames, lambda done, total, s: f"{s / max(done, 1):.1f} s a frame") as meter:
+        make_drive(
+            out,
+            scenes=scenes,
+            frames=frames,
+            seed=seed,
+            image_size=(width, height),
+            progress=lambda done, _total: meter.advance(done - meter.done),
+        )
+    say(f"{out}: read it with --dataset nuscenes")

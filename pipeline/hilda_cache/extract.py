@@ -1,0 +1,209 @@
+"""The client's side of an extraction: what is to be done, who does it, and the one commit at the end.
+
+One Dask task makes one part. Tasks carry a request, a recipe and a `PartPlan`, come back as small records, and are
+submitted a few at a time, so that a million parts need no more memory here than a hundred. A part that fails does
+not stop the others; the store stays `partial` and the same command goes on where this one ended.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hilda_schema.writer import finish_store, read_manifest, start_store, sweep_temporary
+
+from hilda_cache.lock import locked
+from hilda_cache.parts import PartOutcome, PartPlan, plan_parts
+from hilda_cache.request import ExtractRequest
+from hilda_schema.errors import CacheConflict, HildaError, UsageError
+from hilda_schema.manifest import PartEntry, Recipe
+
+TASKS_PER_WORKER = 2  # one running, one waiting: enough that no worker idles while the client answers
+
+
+@dataclass(slots=True)
+class ExtractReport:
+    """What came of an extraction."""
+
+    planned: int
+    entries: dict[PartPlan, PartEntry] = field(default_factory=dict)
+    reused: int = 0
+    images: int = 0
+    failures: dict[PartPlan, HildaError] = field(default_factory=dict)
+    superseded: list[str] = field(default_factory=list)  # part ids removed because their inputs changed
+    seconds: Counter[str] = field(default_factory=Counter)  # stage -> worker time
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned part is there."""
+        return len(self.entries) == self.planned
+
+
+def extract(
+    request: ExtractRequest,
+    store: Path,
+    client: Any,
+    on_start: Callable[[Recipe, ExtractReport], None],
+    on_part: Callable[[ExtractReport], None],
+) -> ExtractReport:
+    """Extract into a store, going on where an earlier run of the same request ended.
+
+    Args:
+        request: what is asked for.
+        store: the store's folder; made where it is not there.
+        client: a Dask client whose workers see the drive, the teachers and the store under the same paths.
+        on_start: called once, when it is known what will be done.
+        on_part: called after every part.
+
+    Raises:
+        CacheConflict: the store has another recipe, or another process writes to it.
+        UsageError: the selection holds no frame.
+        HildaError: the request cannot be resolved (drive, teacher). Failures of single parts are in the report.
+    """
+    prepare_folder(store)
+    with locked(store):
+        sweep_temporary(store)
+        settled = read_manifest(store).recipe if (store / "manifest.json").exists() else None
+        # Resolved where the models are loaded anyway: the client itself never needs torch.
+        recipe: Recipe = client.submit(_resolve_recipe, request, settled, pure=False).result()
+        if settled is not None:
+            refuse_other_recipe(store, settled, recipe)
+        plans = plan_parts(request.drive.open(), request.selection, recipe.part_frames)
+        if not plans:
+            raise UsageError(
+                "the selection holds no frame", "look at the drive with --dry-run, widen --scenes or --frames"
+            )
+        report = ExtractReport(planned=len(plans))
+        start_store(store, recipe, planned_parts=len(plans))
+        on_start(recipe, report)
+        run_parts(client, request, recipe, store, plans, report, on_part)
+        if report.complete:
+            report.superseded = remove_superseded(store, report)
+            finish_store(store, recipe, [report.entries[plan] for plan in plans])
+    return report
+
+
+def prepare_folder(store: Path) -> None:
+    """Make the store's folder; never write into a folder that holds something else.
+
+    Raises:
+        CacheConflict: the folder has content but no manifest of ours.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    strangers = {path.name for path in store.iterdir()} - {
+        "manifest.json",
+        ".lock",
+        "parts",
+        "zarr.json",
+        "frames.parquet",
+    }
+    ours = (store / "manifest.json").exists()
+    if not ours and strangers:
+        raise CacheConflict(
+            f"{store} is not a cache and not empty (it holds {sorted(strangers)[0]!r})", "give another --out"
+        )
+
+
+def refuse_other_recipe(store: Path, settled: Recipe, asked: Recipe) -> None:
+    """Let nobody mix two recipes in one store.
+
+    Raises:
+        CacheConflict: naming every field that differs.
+    """
+    lines = [
+        f"{name}: {a} -> {b}"
+        for name, a, b in _differences(settled.model_dump(mode="json"), asked.model_dump(mode="json"))
+    ]
+    if lines:
+        raise CacheConflict(
+            f"{store} was made with another recipe; {'; '.join(lines[:6])}{' ...' if len(lines) > 6 else ''}",
+            "extract into another folder, or repeat the options of the first run (hilda-cache info shows them)",
+        )
+
+
+def _differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        names = sorted(a.keys() | b.keys())
+        return [
+            row
+            for name in names
+            for row in _differences(a.get(name), b.get(name), f"{where}.{name}" if where else name)
+        ]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [row for k, pair in enumerate(zip(a, b, strict=True)) for row in _differences(*pair, f"{where}[{k}]")]
+    return [] if a == b else [(where, a, b)]
+
+
+def run_parts(
+    client: Any,
+    request: ExtractRequest,
+    recipe: Recipe,
+    store: Path,
+    plans: list[PartPlan],
+    report: ExtractReport,
+    on_part: Callable[[ExtractReport], None],
+) -> None:
+    """Make every part, a bounded number of tasks at a time."""
+    from distributed import as_completed
+
+    # The same for all tasks, so sent once; a scheduler that is asked again finds it by its content's hash.
+    shared = client.scatter((request, recipe), broadcast=True)
+    waiting = deque(plans)
+    running: dict[Any, PartPlan] = {}
+    queue = as_completed([])
+
+    def submit() -> None:
+        plan = waiting.popleft()
+        future = client.submit(_extract_part, shared, str(store.resolve()), plan, pure=False)
+        running[future] = plan
+        queue.add(future)
+
+    slots = TASKS_PER_WORKER * max(1, len(client.scheduler_info()["workers"]))
+    for _ in range(min(slots, len(waiting))):
+        submit()
+    for future in queue:
+        plan = running.pop(future)
+        if (failure := future.exception()) is not None:
+            report.failures[plan] = error_of(failure)
+        else:
+            outcome = future.result()
+            report.entries[plan] = outcome.entry
+            report.reused += outcome.reused
+            report.images += outcome.images
+            report.seconds.update(outcome.seconds)
+        on_part(report)
+        if waiting:
+            submit()
+
+
+def _resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
+    from hilda_cache.recipe import resolve_recipe
+
+    return resolve_recipe(request, settled)
+
+
+def _extract_part(shared: tuple[ExtractRequest, Recipe], store: str, plan: PartPlan) -> PartOutcome:
+    from hilda_cache.work import extract_part
+
+    return extract_part(*shared, store, plan)
+
+
+def error_of(failure: BaseException) -> HildaError:
+    """A worker's failure as a one-line error, whatever it was."""
+    if isinstance(failure, HildaError):
+        return failure
+    text = str(failure).strip().splitlines()
+    return HildaError(f"{type(failure).__name__}: {text[0] if text else 'no message'}")
+
+
+def remove_superseded(store: Path, report: ExtractReport) -> list[str]:
+    """Remove parts that no frame needs any more, because an image or a calibration changed since they were made."""
+    current = {entry.part for entry in report.entries.values()}
+    stale = sorted(path.name for path in (store / "parts").iterdir() if path.is_dir() and path.name not in current)
+    for name in stale:
+        shutil.rmtree(store / "parts" / name)
+    return stale
