@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hilda_schema.manifest import Manifest, TeacherInfo
@@ -17,7 +18,7 @@ def card_json(cache: Cache) -> dict[str, Any]:
 def totals(cache: Cache) -> dict[str, Any]:
     """Counts over all frames."""
     frames = cache.frames
-    absent = [row for row in frames.column("absent").to_pylist() if row]
+    absent = [row for text in frames.column("absent").to_pylist() if (row := json.loads(text))]
     return {
         "frames": len(cache),
         "scenes": len(set(frames.column("scene").to_pylist())),

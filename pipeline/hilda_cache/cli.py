@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
+
 from hilda_schema.errors import UsageError
 from hilda_schema.terminal import EXIT_INCOMPLETE, run
 
@@ -25,7 +26,7 @@ Dataset = Annotated[
     str, typer.Option("--dataset", "-d", help="nuscenes, pandaset, kitti_raw, semantickitti or argoverse2.")
 ]
 DatasetOption = Annotated[
-    Optional[list[str]], typer.Option("--option", help="Reader option KEY=VALUE, e.g. version=v1.0-mini, lidar=both.")
+    list[str] | None, typer.Option("--option", help="Reader option KEY=VALUE, e.g. version=v1.0-mini, lidar=both.")
 ]
 TeacherOption = Annotated[
     list[str],
@@ -36,26 +37,26 @@ TeacherOption = Annotated[
     ),
 ]
 Layers = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(help="[NAME=]layers: block numbers, negative indices or names, e.g. -2,-1 or stage3,stage4."),
 ]
-ImageSize = Annotated[Optional[list[str]], typer.Option(help="[NAME=]HEIGHTxWIDTH that images are resized to.")]
+ImageSize = Annotated[list[str] | None, typer.Option(help="[NAME=]HEIGHTxWIDTH that images are resized to.")]
 Norm = Annotated[
-    Optional[list[str]], typer.Option(help="[NAME=]pre or post: features before or after the model's final norm.")
+    list[str] | None, typer.Option(help="[NAME=]pre or post: features before or after the model's final norm.")
 ]
-Scenes = Annotated[Optional[str], typer.Option(help="Only these scenes: NAME[,NAME...].")]
+Scenes = Annotated[str | None, typer.Option(help="Only these scenes: NAME[,NAME...].")]
 Frames = Annotated[str, typer.Option(help="Only frames A:B of each scene.")]
-Cameras = Annotated[Optional[str], typer.Option(help="Only these cameras: NAME[,NAME...].")]
+Cameras = Annotated[str | None, typer.Option(help="Only these cameras: NAME[,NAME...].")]
 Encoding = Annotated[str, typer.Option(help="grid, grid-int8, point or point-int8.")]
 Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16; auto checks bfloat16 on the drive's images.")]
 Missing = Annotated[str, typer.Option(help="fail, or skip: record missing and unreadable sensor files as absent.")]
-PartFrames = Annotated[Optional[int], typer.Option(min=1, help="Frames per part; default: about 256 MB of tokens.")]
+PartFrames = Annotated[int | None, typer.Option(min=1, help="Frames per part; default: about 256 MB of tokens.")]
 NoPoints = Annotated[bool, typer.Option("--no-points", help="Leave the points out, where a licence forbids them.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let a model repository run its own Python code.")
 ]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickled-weights", help="Load weights from pickle files.")]
-Workers = Annotated[Optional[int], typer.Option("--workers", "-w", min=1, help="Worker processes; default: one a core.")]
+Workers = Annotated[int | None, typer.Option("--workers", "-w", min=1, help="Worker processes; default: one a core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -81,12 +82,12 @@ def extract(
     allow_pickled_weights: AllowPickle = False,
     workers: Workers = None,
     scheduler: Annotated[
-        Optional[str], typer.Option(help="A running Dask scheduler, tcp://... or tls://..., instead of local workers.")
+        str | None, typer.Option(help="A running Dask scheduler, tcp://... or tls://..., instead of local workers.")
     ] = None,
     insecure_network: Annotated[
         bool, typer.Option("--insecure-network", help="Allow an unencrypted scheduler on another machine.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it costs; write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it costs; write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Extract a teacher cache from a recorded drive; run it again to go on after an interruption."""
@@ -125,7 +126,7 @@ def plan(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Say what an extraction costs, by a short probe: parts, images, bytes, files, hours. Fails when it will not fit."""
+    """Say what an extraction costs, by a short probe: parts, images, bytes, files, hours; fail if it will not fit."""
     from hilda_cache import commands
     from hilda_cache.options import build_request
 
@@ -148,8 +149,8 @@ def info(store: Store, as_json: Json = False) -> None:
 def verify(
     store: Store,
     deep: Annotated[int, typer.Option(min=0, help="Also extract N frames again and compare.")] = 0,
-    root: Annotated[Optional[Path], typer.Option(help="The raw dataset, for --deep.")] = None,
-    teacher: Annotated[Optional[list[str]], typer.Option("--teacher", "-t", help="[NAME=]SPEC, for --deep.")] = None,
+    root: Annotated[Path | None, typer.Option(help="The raw dataset, for --deep.")] = None,
+    teacher: Annotated[list[str] | None, typer.Option("--teacher", "-t", help="[NAME=]SPEC, for --deep.")] = None,
     as_json: Json = False,
 ) -> None:
     """Read everything again and check every checksum and count. Exits with 3 when something is wrong."""
@@ -166,9 +167,9 @@ def show(
     store: Store,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
     frame: Annotated[int, typer.Option(min=0, help="Which frame, counted from 0.")] = 0,
-    teacher: Annotated[Optional[str], typer.Option("--teacher", "-t", help="Which teacher; default: the first.")] = None,
-    layers: Annotated[Optional[str], typer.Option(help="Which layers, side by side; default: the last.")] = None,
-    root: Annotated[Optional[Path], typer.Option(help="The raw dataset, to draw over its images.")] = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Which teacher; default: the first.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers, side by side; default: the last.")] = None,
+    root: Annotated[Path | None, typer.Option(help="The raw dataset, to draw over its images.")] = None,
 ) -> None:
     """Draw a frame's points over each camera, coloured by the principal components of their features."""
     from hilda_cache import commands

@@ -6,6 +6,7 @@ worker holds one model and one part.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,7 +62,12 @@ def _local(workers: int) -> Iterator[Any]:
     }
     with dask.config.set(settings):
         cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,  # a failure comes back as an error; the log would be its second telling
         )
     try:
         with Client(cluster) as client:

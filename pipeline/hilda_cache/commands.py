@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hilda_cache.cluster import connect, default_workers
+from hilda_cache.extract import ExtractReport
+from hilda_cache.extract import extract as run_extract
+from hilda_cache.request import ExtractRequest
 from hilda_schema.errors import HildaError, UsageError
 from hilda_schema.reader import Cache, open_cache
 from hilda_schema.terminal import (
@@ -18,11 +22,6 @@ from hilda_schema.terminal import (
     interruptible,
     say,
 )
-
-from hilda_cache.cluster import connect, default_workers
-from hilda_cache.extract import ExtractReport
-from hilda_cache.extract import extract as run_extract
-from hilda_cache.request import ExtractRequest
 
 MAX_LISTED = 5  # failures listed one by one; the rest are counted
 
@@ -41,7 +40,7 @@ def extract(
     def on_start(recipe: Any, report: ExtractReport) -> None:
         nonlocal meter
         for teacher in recipe.teachers:
-            say(f"teacher {teacher.name}: {teacher.precision} ({teacher.precision_reason})")
+            say(f"teacher {teacher.name}: {teacher.precision_reason}")
         meter = Meter("parts", report.planned, lambda done, total, s: _rate(report, done, total, s))
         meter.__enter__()
 
@@ -65,7 +64,8 @@ def _rate(report: ExtractReport, done: int, total: int, seconds: float) -> str:
     made = done - report.reused
     written = sum(entry.bytes for entry in report.entries.values())
     left = f", {human_seconds(seconds / made * (total - done))} left" if made and done < total else ""
-    return f"{report.images / max(seconds, 1e-9):.1f} images/s, {human_bytes(written)}{left}"
+    failed = f", {len(report.failures)} failed" if report.failures else ""
+    return f"{report.images / max(seconds, 1e-9):.1f} images/s, {human_bytes(written)}{failed}{left}"
 
 
 def _conclude(report: ExtractReport, store: Path, as_json: bool) -> int:
@@ -76,7 +76,7 @@ def _conclude(report: ExtractReport, store: Path, as_json: bool) -> int:
     if len(report.failures) > MAX_LISTED:
         say(f"... and {len(report.failures) - MAX_LISTED} more parts failed")
     if not report.complete:
-        say(f"{len(report.entries)} of {report.planned} parts are in {store}; mend the causes and run the command again")
+        say(f"{len(report.entries)} of {report.planned} parts are in {store}: mend the causes, run the command again")
         return 1
     cache = open_cache(str(store))
     from hilda_cache.card import totals
@@ -98,7 +98,7 @@ def _say_summary(report: ExtractReport, store: Path, sums: dict[str, Any]) -> No
         f"{human_bytes(sums['bytes'])}"
     )
     if report.seconds:
-        say("worker time: " + ", ".join(f"{name} {human_seconds(s)}" for name, s in report.seconds.most_common()))
+        say("worker time: " + ", ".join(f"{name} {human_seconds(s)}" for name, s in sorted(report.seconds.items())))
     if sums["points_dropped"]:
         say(f"{sums['points_dropped']:,} points were not finite and are left out")
     if sums["absences"]:
@@ -165,7 +165,9 @@ def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_
     for problem in problems:
         say(f"wrong: {problem}")
     if problems:
-        say(f"{len(problems)} problems; extract into this store again with the same command to restore damaged parts")
+        say(f"{len(problems)} problems")
+        for part in report.damaged_parts:
+            say(f"  -> rm -r {store}/parts/{part}, then run the extraction again: it makes what is missing")
     else:
         say(f"{store}: {report.files} files, {human_bytes(report.bytes)}, all as sealed")
     for row in compared:
@@ -180,7 +182,7 @@ def show(store: str, out: Path, frame: int, teacher: str | None, layers: list[st
     cache = open_cache(store)
     if not cache.teachers:
         raise UsageError("the store has no teacher to show")
-    name = teacher or cache.teachers[0].name
+    name = teacher or next(iter(cache.teachers))
     images = frame_images(cache, frame, root) if root is not None else None
     show_frame(cache, frame, name, layers, out, images)
     say(f"wrote {out}")

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hilda_schema.errors import UsageError
-from hilda_schema.reader import Cache, Frame
-from hilda_schema.sampling import sample_grid
 
 from hilda_cache.options import specs_of_store
 from hilda_cache.parts import hash_sources
 from hilda_cache.request import DriveSpec, ExtractRequest
 from hilda_cache.work import Stopwatch, make_frame, teachers_of
+from hilda_schema.encoding import normalise_uv
+from hilda_schema.errors import UsageError
+from hilda_schema.reader import Cache, Frame
+from hilda_schema.sampling import sample_grid
 
 MIN_COSINE = 0.999  # below the loss of every encoding, above any other image, layer or revision
 MAX_PIXEL_ERROR = 0.05
@@ -37,7 +38,7 @@ def compare_frames(cache: Cache, count: int, root: Path, teachers: list[str]) ->
         if info is None:
             raise UsageError(f"frame {stored.key} is not in {root}", "give the drive that the cache was made from")
         sources = hash_sources(drive, [info], recipe.dataset.cameras)
-        live = make_frame(drive, loaded, recipe, info, sources, Stopwatch())
+        live = make_frame(drive, loaded, recipe.dataset.cameras, info, sources, Stopwatch(), skip=True)
         cosines, differing = compare_frame(stored, live)
         rows.append({"frame": str(stored.key), "cosine_min": min(cosines.values(), default=1.0), "cosines": cosines})
         problems += [f"{stored.key}: {text}" for text in differing]
@@ -54,8 +55,9 @@ def compare_frame(stored: Frame, live: Any) -> tuple[dict[str, float], list[str]
         problems.append(f"pixel positions differ by up to {shift:.3f} px")
     cosines = {}
     for (teacher, layer), grid in live.tokens.items():
-        sizes = np.array([stored.camera_sizes_px[name] for name in stored.camera_names])
-        expected = sample_grid(grid, live.pairs.camera, live.pairs.uv_px, sizes)
+        sizes_px = np.array([stored.camera_sizes_px[name] for name in stored.camera_names]).reshape(-1, 2)
+        uv = normalise_uv(live.pairs.uv_px, sizes_px[live.pairs.camera])
+        expected = sample_grid(grid, live.pairs.camera, uv)
         cosine = smallest_cosine(stored.point_features(teacher, layer=layer), expected)
         cosines[f"{teacher}/{layer}"] = cosine
         if cosine < MIN_COSINE:

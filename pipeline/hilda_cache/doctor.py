@@ -46,7 +46,8 @@ def doctor_report() -> str:
 
 def missing_for_extract() -> list[str]:
     """Distributions that `extract` needs and that are not installed."""
-    return [name for name, purpose in PACKAGES.items() if "extract" in purpose.split(", ") and _version(name) == "missing"]
+    needed = [name for name, purpose in PACKAGES.items() if "extract" in purpose.split(", ")]
+    return [name for name in needed if _version(name) == "missing"]
 
 
 def _version(name: str) -> str:

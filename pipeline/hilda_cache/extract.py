@@ -8,19 +8,18 @@ not stop the others; the store stays `partial` and the same command goes on wher
 from __future__ import annotations
 
 import shutil
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hilda_schema.writer import finish_store, read_manifest, start_store, sweep_temporary
-
 from hilda_cache.lock import locked
 from hilda_cache.parts import PartOutcome, PartPlan, plan_parts
 from hilda_cache.request import ExtractRequest
 from hilda_schema.errors import CacheConflict, HildaError, UsageError
-from hilda_schema.manifest import PartEntry, Recipe
+from hilda_schema.manifest import Manifest, PartEntry, Recipe
+from hilda_schema.writer import finish_store, read_manifest, start_store, sweep_temporary
 
 TASKS_PER_WORKER = 2  # one running, one waiting: enough that no worker idles while the client answers
 
@@ -35,7 +34,7 @@ class ExtractReport:
     images: int = 0
     failures: dict[PartPlan, HildaError] = field(default_factory=dict)
     superseded: list[str] = field(default_factory=list)  # part ids removed because their inputs changed
-    seconds: Counter[str] = field(default_factory=Counter)  # stage -> worker time
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # stage -> worker time
 
     @property
     def complete(self) -> bool:
@@ -67,23 +66,28 @@ def extract(
     prepare_folder(store)
     with locked(store):
         sweep_temporary(store)
-        settled = read_manifest(store).recipe if (store / "manifest.json").exists() else None
+        settled = read_manifest(store) if (store / "manifest.json").exists() else None
         # Resolved where the models are loaded anyway: the client itself never needs torch.
-        recipe: Recipe = client.submit(_resolve_recipe, request, settled, pure=False).result()
+        recipe, software = client.submit(_resolve, request, settled and settled.recipe, pure=False).result()
         if settled is not None:
-            refuse_other_recipe(store, settled, recipe)
+            refuse_other_recipe(store, settled, recipe, software)
         plans = plan_parts(request.drive.open(), request.selection, recipe.part_frames)
         if not plans:
             raise UsageError(
                 "the selection holds no frame", "look at the drive with --dry-run, widen --scenes or --frames"
             )
         report = ExtractReport(planned=len(plans))
-        start_store(store, recipe, planned_parts=len(plans))
+        # A complete store stays readable while it is only checked again.
+        if settled is None or settled.state == "partial" or settled.planned_parts != len(plans):
+            start_store(store, recipe, len(plans), software)
         on_start(recipe, report)
         run_parts(client, request, recipe, store, plans, report, on_part)
         if report.complete:
+            entries = [report.entries[plan] for plan in plans]
+            if settled is not None and set(settled.parts) != set(entries):
+                start_store(store, recipe, len(plans), software)
+            finish_store(store, recipe, entries)
             report.superseded = remove_superseded(store, report)
-            finish_store(store, recipe, [report.entries[plan] for plan in plans])
     return report
 
 
@@ -108,16 +112,16 @@ def prepare_folder(store: Path) -> None:
         )
 
 
-def refuse_other_recipe(store: Path, settled: Recipe, asked: Recipe) -> None:
-    """Let nobody mix two recipes in one store.
+def refuse_other_recipe(store: Path, settled: Manifest, asked: Recipe, software: dict[str, str]) -> None:
+    """Let nobody mix two recipes in one store, nor two versions of what computes the features.
 
     Raises:
         CacheConflict: naming every field that differs.
     """
-    lines = [
-        f"{name}: {a} -> {b}"
-        for name, a, b in _differences(settled.model_dump(mode="json"), asked.model_dump(mode="json"))
-    ]
+    before = {name: settled.software.get(name) for name in software}
+    old, new = settled.recipe.model_dump(mode="json"), asked.model_dump(mode="json")
+    rows = [*_differences(old, new), *_differences(before, software, "software")]
+    lines = [f"{name}: {a} -> {b}" for name, a, b in rows]
     if lines:
         raise CacheConflict(
             f"{store} was made with another recipe; {'; '.join(lines[:6])}{' ...' if len(lines) > 6 else ''}",
@@ -174,16 +178,17 @@ def run_parts(
             report.entries[plan] = outcome.entry
             report.reused += outcome.reused
             report.images += outcome.images
-            report.seconds.update(outcome.seconds)
+            for stage, seconds in outcome.seconds.items():
+                report.seconds[stage] += seconds
         on_part(report)
         if waiting:
             submit()
 
 
-def _resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
-    from hilda_cache.recipe import resolve_recipe
+def _resolve(request: ExtractRequest, settled: Recipe | None) -> tuple[Recipe, dict[str, str]]:
+    from hilda_cache.recipe import resolve_recipe, software_versions
 
-    return resolve_recipe(request, settled)
+    return resolve_recipe(request, settled), software_versions()
 
 
 def _extract_part(shared: tuple[ExtractRequest, Recipe], store: str, plan: PartPlan) -> PartOutcome:

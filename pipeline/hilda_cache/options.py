@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from hilda_schema.errors import UsageError
-
 from hilda_cache.request import (
     DriveSpec,
     ExtractRequest,
@@ -17,6 +15,7 @@ from hilda_cache.request import (
     split_per_teacher,
 )
 from hilda_cache.teachers.spec import TeacherSpec
+from hilda_schema.errors import UsageError
 
 if TYPE_CHECKING:
     from hilda_schema.manifest import TeacherInfo
@@ -60,9 +59,7 @@ def build_request(
     selection.frame_slice()
     return ExtractRequest(
         drive=drive_spec(root, dataset, options or []),
-        teachers=teacher_specs(
-            teachers, layers or [], image_sizes or [], norms or [], trust_remote_code, allow_pickle
-        ),
+        teachers=teacher_specs(teachers, layers or [], image_sizes or [], norms or [], trust_remote_code, allow_pickle),
         selection=selection,
         encoding=cast("Literal['grid', 'point']", kind),
         dtype=cast("Literal['float16', 'int8']", dtype),

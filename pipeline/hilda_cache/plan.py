@@ -1,5 +1,4 @@
-"""What an extraction will cost, said before the first hour is spent: parts, images, bytes, files, time, and whether
-it fits.
+"""What an extraction will cost, said before the first hour is spent: parts, images, bytes, files, time, does it fit.
 
 Bytes follow from the layers' shapes and from the points and pairs of a few sampled frames; time follows from a short
 probe on the drive's own images.
@@ -15,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hilda_schema.errors import UsageError
-from hilda_schema.manifest import Recipe, TeacherInfo
 
 from hilda_cache.drives import Drive
 from hilda_cache.parts import PartPlan, plan_parts
 from hilda_cache.recipe import resolve_recipe, sample_images
 from hilda_cache.request import ExtractRequest
 from hilda_cache.work import load_teachers_once, open_drive_once, project_on
+from hilda_schema.errors import UsageError
+from hilda_schema.manifest import Recipe, TeacherInfo
 
 SAMPLED_FRAMES = 3
 PROBE_S = 3.0
@@ -167,7 +166,7 @@ def _seconds_per_image(teacher: Any, info: TeacherInfo, images: Any) -> float:
 
     teacher.to_precision(getattr(torch, info.precision))
     teacher(images)  # the first call also allocates and tunes
-    samples = []
+    samples: list[float] = []
     began = time.perf_counter()
     while not samples or time.perf_counter() - began < PROBE_S:
         start = time.perf_counter()

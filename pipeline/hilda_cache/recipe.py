@@ -6,6 +6,8 @@ every later run on that store.
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import torch
 from torch import Tensor
 
@@ -19,7 +21,7 @@ from hilda_cache.teachers import Teacher
 from hilda_cache.teachers.info import teacher_info
 from hilda_cache.teachers.precision import choose_precision
 from hilda_cache.work import load_teachers_once, open_drive_once
-from hilda_schema.errors import DriveError
+from hilda_schema.errors import DriveError, UsageError
 from hilda_schema.manifest import (
     DatasetInfo,
     EncodingInfo,
@@ -28,6 +30,8 @@ from hilda_schema.manifest import (
     SelectionInfo,
     TeacherInfo,
 )
+
+ASKED = "asked for"
 
 
 def resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
@@ -42,6 +46,8 @@ def resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
     """
     drive = open_drive_once(request.drive)
     cameras = select_cameras(drive, request.selection)
+    if not cameras:
+        raise UsageError(f"{request.drive.dataset} at {drive.root.name} has no camera: a teacher would see nothing")
     teachers = load_teachers_once(request.teachers)
     infos = tuple(_settle(teacher, _known(settled, teacher), request, drive, cameras) for teacher in teachers)
     return Recipe(
@@ -53,7 +59,6 @@ def resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
         projection=ProjectionInfo(min_depth_m=MIN_DEPTH_M, occlusion=OCCLUSION, ground=GROUND),
         encoding=EncodingInfo(kind=request.encoding, dtype=request.dtype),
         part_frames=request.part_frames or default_part_frames(infos, len(cameras)),
-        missing=request.missing,
         store_points=request.store_points,
     )
 
@@ -77,12 +82,12 @@ def _settle(
 ) -> TeacherInfo:
     """A teacher with its precision decided: asked for, known from the store, or measured on the drive's images."""
     if request.precision != "auto":
-        return teacher_info(teacher.card, request.precision, "asked for")
-    if known is not None and known.precision_reason != "asked for":
+        return teacher_info(teacher.card, request.precision, f"{request.precision}: {ASKED}")
+    if known is not None and not known.precision_reason.endswith(ASKED):
         return known
     images = sample_images(request, drive, teacher, cameras)
     if images is None:
-        return teacher_info(teacher.card, "float32", "no image to check a reduced precision on")
+        return teacher_info(teacher.card, "float32", "float32: no image to check a reduced precision on")
     choice = choose_precision(teacher, images)
     return teacher_info(teacher.card, choice.dtype, choice.reason)
 
@@ -103,3 +108,8 @@ def sample_images(request: ExtractRequest, drive: Drive, teacher: Teacher, camer
         if found:
             return torch.stack(found)
     return None
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what computes a feature: another one may change its last bits."""
+    return {name: version(name) for name in ("torch", "transformers", "simplejpeg", "pillow")}

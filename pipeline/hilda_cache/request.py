@@ -68,7 +68,7 @@ class ExtractRequest:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """ "224x448" -> (224, 448): height, then width, in pixels."""
+    """Read "224x448" as (224, 448): height, then width, in pixels."""
     match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
     if not match:
         raise UsageError(f"image size {text!r} is not HEIGHTxWIDTH", "write e.g. --image-size 224x448")
@@ -107,7 +107,7 @@ def split_per_teacher(option: str, values: list[str], names: list[str]) -> dict[
 
 
 def name_teacher(text: str) -> tuple[str, str]:
-    """ "dinov2=facebook/dinov2-small" -> name and source; without a name, one is made from the source.
+    """Split "dinov2=facebook/dinov2-small" in name and source; without a name, one is made from the source.
 
     Raises:
         UsageError: the name cannot be a folder name in the store.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hilda_schema.writer import existing_part, write_part
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from hilda_cache.teachers.spec import TeacherSpec
 from hilda_schema.content import FrameContent, Pairs, PartContent
 from hilda_schema.errors import DriveError, MissingSensor, TeacherError
 from hilda_schema.manifest import Recipe, TeacherInfo
+from hilda_schema.writer import existing_part, write_part
 
 LIDAR = "lidar"  # the name under which a frame's missing sweep is recorded beside its missing cameras
 
@@ -46,7 +46,7 @@ class Stopwatch:
     """Sums wall time per stage of the journey."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -104,29 +104,30 @@ def extract_part(request: ExtractRequest, recipe: Recipe, store: str, plan: Part
     """
     watch = Stopwatch()
     drive = open_drive_once(request.drive)
-    infos = drive.frames(plan.scene)[plan.start : plan.stop]
+    infos, cameras = drive.frames(plan.scene)[plan.start : plan.stop], recipe.dataset.cameras
     with watch.stage("hash"):
-        sources = hash_sources(drive, infos, recipe.dataset.cameras)
-    if sources.missing and recipe.missing == "fail":
+        sources = hash_sources(drive, infos, cameras)
+    if sources.missing and request.missing == "fail":
         raise missing_sensor(infos, sources)
-    calibration = calibration_sha256(infos, recipe.dataset.cameras)
+    calibration = calibration_sha256(infos, cameras)
     name = part_id(recipe, infos, sources, calibration)
     if entry := existing_part(Path(store), name, recipe.digest()):
         return PartOutcome(entry, reused=True, images=0, seconds=dict(watch.seconds))
 
     teachers = teachers_of(request, recipe)
-    frames = [make_frame(drive, teachers, recipe, info, sources, watch) for info in infos]
+    skip = request.missing == "skip"
+    frames = [make_frame(drive, teachers, cameras, info, sources, watch, skip=skip) for info in infos]
     content = PartContent(
         part=name,
         scene=plan.scene,
-        camera_sizes_px=camera_sizes_px(infos, recipe.dataset.cameras),
+        camera_sizes_px=camera_sizes_px(infos, cameras),
         frames=tuple(frames),
         sources=sources.sha256,
         calibration_sha256=calibration,
     )
     with watch.stage("write"):
         entry = write_part(Path(store), recipe, content)
-    images = sum(len(recipe.dataset.cameras) - len(frame.absent.keys() - {LIDAR}) for frame in frames)
+    images = sum(len(cameras) - len(frame.absent.keys() - {LIDAR}) for frame in frames)
     return PartOutcome(entry, reused=False, images=images, seconds=dict(watch.seconds))
 
 
@@ -160,14 +161,14 @@ def camera_sizes_px(infos: tuple[FrameInfo, ...], cameras: tuple[str, ...]) -> d
 def make_frame(
     drive: Drive,
     teachers: tuple[Teacher, ...],
-    recipe: Recipe,
+    cameras: tuple[str, ...],
     info: FrameInfo,
     sources: Sources,
     watch: Stopwatch,
+    *,
+    skip: bool,
 ) -> FrameContent:
-    """One frame's journey, up to what is written of it."""
-    cameras = recipe.dataset.cameras
-    skip = recipe.missing == "skip"
+    """One frame's journey, up to what is written of it; `skip` records what cannot be read instead of raising."""
     with watch.stage("read"):
         frame, absent = read_frame(drive, info, sources, skip)
     with watch.stage("decode"):
