@@ -6,10 +6,11 @@ Legend: B images, C channels, H x W token grid, D width of the global token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a command line reads specs and cards without paying for torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class TeacherCard:
     licence: str
     norm: str  # "pre" or "post" the model's final normalisation
     preprocessing: Preprocessing
-    layers: tuple[LayerShape, ...]
+    layers: tuple[LayerShape, ...]  # shallow to deep
     global_width: int  # D; 0 where the model has no global token
 
 
@@ -69,10 +70,14 @@ class Teacher(Protocol):
             images: (B, 3, height_px, width_px) float32, RGB, standardised as `card.preprocessing` says.
 
         Returns:
-            Features of every layer in `card.layers`, float32 whatever precision the model runs in.
+            Features of every layer in `card.layers`, float32 whatever precision the model runs in, on the device of
+            `images`.
+
+        Raises:
+            TeacherError: the images are not as described, or the model fails on them.
         """
         ...
 
     def to_precision(self, dtype: torch.dtype) -> None:
-        """Run the model in `dtype` (float32 or bfloat16) from now on."""
+        """Run the model in `dtype` (float32 or bfloat16) from now on; going back to float32 restores it exactly."""
         ...
