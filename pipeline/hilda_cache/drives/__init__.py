@@ -9,9 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from hilda_schema.errors import DriveError, UsageError
-
 from hilda_cache.drives.frame import CameraView, Drive, Frame, FrameInfo, Points, PointsReport
+from hilda_schema.errors import DriveError, UsageError
 
 __all__ = ["DATASETS", "CameraView", "Drive", "Frame", "FrameInfo", "Points", "PointsReport", "open_drive"]
 
@@ -46,6 +45,8 @@ def open_drive(dataset: str, root: str | Path, **options: str) -> Drive:
     reader = getattr(import_module(module), name)
     known = set(reader.OPTIONS)
     if unknown := sorted(set(options) - known):
-        raise UsageError(f"{dataset} has no option {unknown[0]!r}", f"it takes {', '.join(sorted(known)) or 'none'}")
+        raise UsageError(
+            f"{dataset} has no option {unknown[0]!r}", f"it takes {', '.join(sorted(known)) or 'none'}"
+        )
     drive: Drive = reader(folder, **options)
     return drive

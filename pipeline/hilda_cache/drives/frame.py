@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hilda_schema.keys import Key
 from numpy.typing import NDArray
+
+from hilda_schema.keys import Key
 
 Float64Array = NDArray[np.float64]
 
