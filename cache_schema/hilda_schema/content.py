@@ -42,10 +42,11 @@ class FrameContent:
     tokens: dict[tuple[str, str], NDArray[np.float32]]  # (teacher, layer) -> (V, H, W, C); NaN for absent cameras
     global_tokens: dict[str, NDArray[np.float32]]  # teacher -> (V, D); NaN for absent cameras
     points_dropped: int = 0
+    position: int | None = None  # place in the scene as the drive lists it: tells neighbours in time from gaps
     time_offset_ns: NDArray[np.int32] | None = None  # (N,)
     ring: NDArray[np.uint8] | None = None  # (N,)
     label: NDArray[np.uint16] | None = None  # (N,)
-    absent: dict[str, str] = field(default_factory=dict)  # camera -> reason
+    absent: dict[str, str] = field(default_factory=dict)  # camera, or "lidar" -> reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +55,9 @@ class PartContent:
 
     part: str
     scene: str
-    camera_sizes_px: dict[str, tuple[int, int]]  # camera -> (width, height), in the order of the camera axis
+    camera_sizes_px: dict[
+        str, tuple[int, int]
+    ]  # (width, height) in the order of the camera axis; (0, 0): no such camera
     frames: tuple[FrameContent, ...]
     sources: dict[str, str]
     calibration_sha256: str

@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hilda_schema.errors import CacheCorrupt, CacheVersion
 
 SCHEMA_VERSION = "1.0"
+
+SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
+"""What may become a folder: no separator, no leading dot, nothing that a shell or a file system reads twice."""
+
+SafeName = Annotated[str, Field(pattern=SAFE_NAME)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Bounds far above any real drive and far below where int64 products overflow.
+Count = Annotated[int, Field(ge=0, le=2**40)]
+Extent = Annotated[int, Field(gt=0, le=2**20)]
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Crc32c = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def canonical_json(value: Any) -> bytes:
     """One byte string per value: sorted keys, no spaces, UTF-8, no NaN; what every hash here is taken of."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def sha256_hex(data: bytes) -> str:
@@ -28,10 +40,96 @@ def sha256_hex(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def parse_json(data: bytes, where: str) -> Any:
+    """Read untrusted JSON: no duplicate key, no NaN, no nesting that exhausts the stack, canonical bytes only.
+
+    Args:
+        data: the file's bytes; the caller has bounded their number.
+        where: file name for the message.
+
+    Raises:
+        CacheCorrupt: it is not the canonical JSON that this program writes.
+    """
+    try:
+        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        canonical = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise CacheCorrupt(f"{where} is not valid JSON: {_first_line(error)}") from None
+    if canonical != data:
+        raise CacheCorrupt(f"{where} is not in canonical form, so it was edited or damaged")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("an object names a key twice")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 class Strict(BaseModel):
     """Base of every model of the contract: frozen, no unknown field, no silent conversion."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class SelfChecked(Strict):
+    """A file of the contract that carries the hash of its own content."""
+
+    schema_version: str = SCHEMA_VERSION
+    self_sha256: str = ""
+    """Of the canonical JSON without this field; filled in by `to_bytes`."""
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: canonical JSON with its own hash."""
+        content = self.model_dump(mode="json", exclude={"self_sha256"})
+        return canonical_json({**content, "self_sha256": sha256_hex(canonical_json(content))})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Self:
+        """Read the file back; the inverse of `to_bytes`.
+
+        Raises:
+            CacheVersion: a newer schema wrote it.
+            CacheCorrupt: it is damaged, edited or not of this kind.
+        """
+        value = parse_json(data, where)
+        if not isinstance(value, dict):
+            raise CacheCorrupt(f"{where} is not a JSON object")
+        require_known_schema(value.get("schema_version"), where)
+        content = {name: field for name, field in value.items() if name != "self_sha256"}
+        if sha256_hex(canonical_json(content)) != value.get("self_sha256"):
+            raise CacheCorrupt(f"{where} does not match its own checksum")
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise CacheCorrupt(f"{where}: {field[:200]}: {first['msg'][:200]}") from None
+
+
+def require_known_schema(version: object, where: str) -> None:
+    """Refuse what a later program wrote, before anything else in it is looked at.
+
+    Raises:
+        CacheVersion: naming both versions.
+        CacheCorrupt: there is no version at all.
+    """
+    if version == SCHEMA_VERSION:
+        return
+    if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
+        raise CacheCorrupt(f"{where} does not say which schema it has")
+    raise CacheVersion(
+        f"{where} has schema {version}, this program reads {SCHEMA_VERSION}",
+        "update hilda-lidar: pip install -U hilda-lidar",
+    )
 
 
 class DatasetInfo(Strict):
@@ -56,24 +154,24 @@ class SelectionInfo(Strict):
 class LayerInfo(Strict):
     """One stored layer and its token grid."""
 
-    name: str
-    channels: int = Field(gt=0)
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
+    name: SafeName
+    channels: Extent
+    height: Extent
+    width: Extent
 
 
 class TeacherInfo(Strict):
     """A frozen vision model, with all that changes a feature."""
 
-    name: str
+    name: SafeName
     source: str
     revision: str = ""
     architecture: str
     weights_sha256: str
     licence: str = "unknown"
     norm: Literal["pre", "post"]
-    image_height_px: int = Field(gt=0)
-    image_width_px: int = Field(gt=0)
+    image_height_px: Extent
+    image_width_px: Extent
     mean: tuple[float, float, float] = Field(strict=False)
     std: tuple[float, float, float] = Field(strict=False)
     resize: str
@@ -82,7 +180,7 @@ class TeacherInfo(Strict):
     precision_reason: str
     """Why this precision, with the measured mean-centred cosine where one was measured."""
     layers: tuple[LayerInfo, ...] = Field(strict=False)
-    global_width: int = Field(ge=0)
+    global_width: int = Field(ge=0, le=2**20)
 
     def layer(self, name: str | int) -> LayerInfo | None:
         """The stored layer of that name or block number, None where it is not stored."""
@@ -117,7 +215,6 @@ class Recipe(Strict):
     projection: ProjectionInfo
     encoding: EncodingInfo
     part_frames: int = Field(gt=0)
-    missing: Literal["fail", "skip"] = "fail"
     store_points: bool = True
 
     def digest(self) -> str:
@@ -129,55 +226,62 @@ class Recipe(Strict):
 class FileSeal(Strict):
     """One file of a part."""
 
-    size: int = Field(ge=0)
-    sha256: str
-    chunk_crc32c: tuple[int, ...] | None = Field(default=None, strict=False)
+    size: Count
+    sha256: Sha256
+    chunk_crc32c: tuple[Crc32c, ...] | None = Field(default=None, strict=False)
     """For a shard: crc32c of each inner chunk in C order. Binds every chunk to its place, so that a chunk or a whole
     shard swapped in from elsewhere is noticed on read although its own checksum is right."""
 
 
 class CameraSize(Strict):
-    """Original image size of one camera in this part."""
+    """Original image size of one camera in this part; 0 x 0 where no frame of the part has the camera."""
 
     name: str
-    width_px: int = Field(gt=0)
-    height_px: int = Field(gt=0)
+    width_px: int = Field(ge=0, le=2**20)
+    height_px: int = Field(ge=0, le=2**20)
 
 
 class EncodingError(Strict):
-    """Measured difference between what the teacher said and what a reader gets back."""
+    """Measured difference between what the teacher said and what a reader gets back.
+
+    The cosine is taken after subtracting the mean of every channel over the part: plain cosine hides the loss of
+    everything but the outlier channels of a vision transformer. Relative L2 is |decoded - original| / |original|.
+    """
 
     cosine_min: float
     cosine_mean: float
     relative_l2_max: float
     relative_l2_mean: float
-    tokens: int = Field(ge=0)
+    tokens: Count
+    """How many tokens (grid) or pairs (point) were compared."""
 
 
 class FrameRow(Strict):
     """One frame of a part; frames.parquet has the same fields."""
 
     key: str
-    stamp_ns: int
+    position: Count | None = None
+    """Place in the scene as the drive lists it; None where the writer did not say."""
+    stamp_ns: Int64
     world_SE3_lidar: tuple[float, ...] = Field(strict=False, min_length=16, max_length=16)
     world_SE3_ego: tuple[float, ...] = Field(strict=False, min_length=16, max_length=16)
-    points: int = Field(ge=0)
-    points_dropped: int = Field(ge=0)
-    pairs: int = Field(ge=0)
-    points_seen: int = Field(ge=0)
+    points: Count
+    points_dropped: Count
+    pairs: Count
+    points_seen: Count
+    """Points with at least one pair."""
     absent: dict[str, str] = Field(default_factory=dict)
-    """camera -> why its image is not here (only with missing="skip")."""
+    """camera (or "lidar") -> why its image (or sweep) is not here."""
 
 
-class Seal(Strict):
+class Seal(SelfChecked):
     """seal.json: written last into a part; a part without it does not exist."""
 
-    schema_version: str = SCHEMA_VERSION
-    part: str
-    recipe_digest: str
+    part: SafeName
+    recipe_digest: Sha256
     scene: str
     cameras: tuple[CameraSize, ...] = Field(strict=False)
-    frames: tuple[FrameRow, ...] = Field(strict=False)
+    frames: tuple[FrameRow, ...] = Field(strict=False, min_length=1)
     sources: dict[str, str]
     """Drive-relative name of every sensor file read -> sha256 of its bytes."""
     calibration_sha256: str
@@ -190,24 +294,24 @@ class Seal(Strict):
 class PartEntry(Strict):
     """A part as the manifest lists it."""
 
-    part: str
+    part: SafeName
     scene: str
-    frames: int = Field(gt=0)
-    bytes: int = Field(ge=0)
-    seal_sha256: str
+    frames: Extent
+    bytes: Count
+    """Of all its files, seal.json included."""
+    seal_sha256: Sha256
 
 
-class Manifest(Strict):
-    """The store's own account of itself."""
+class Manifest(SelfChecked):
+    """manifest.json: the store's own account of itself."""
 
-    schema_version: str = SCHEMA_VERSION
     writer: str
     recipe: Recipe
     state: Literal["partial", "complete"]
-    planned_parts: int = Field(ge=0)
+    planned_parts: Count
     parts: tuple[PartEntry, ...] = Field(default=(), strict=False)
     """In reading order: by scene, then by time."""
-    frames: int = 0
+    frames: Count = 0
     frames_sha256: str = ""
     """Of frames.parquet; empty while partial."""
     group_sha256: str = ""

@@ -66,7 +66,7 @@ def _local(workers: int) -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # any free port: two extractions may share a machine
             silence_logs=logging.CRITICAL,  # a failure comes back as an error; the log would be its second telling
         )
     try:

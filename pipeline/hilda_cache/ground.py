@@ -28,6 +28,7 @@ FIRST_RING_M, LAST_RING_M = 1.0, 120.0
 RING_WIDTH_M, RING_GROWTH = 0.8, 0.05  # a ring is as wide as the larger of 0.8 m and 5 % of its distance
 NEAR_M = (2.5, 20.0)  # where the road is seen well; nearer lie returns from the vehicle itself
 STEP_M, STEP_SLOPE, STEP_LIMIT_M = 0.15, 0.05, 0.4  # how far the ground may leave its extrapolation
+DROP_STEPS = 2  # downwards twice as far: a sector that took the foot of a wall for ground finds back
 SLOPE_LIMIT = 0.3  # against the plane under the vehicle
 SLOPE_MEMORY_M = 10.0
 NEIGHBOURS, NEIGHBOUR_STEP_M = 3, 0.3
@@ -37,8 +38,9 @@ OBSTACLE_M = (0.3, 2.5)  # a point so high above the ground is something that st
 GROUND = (
     f"polar-growth: {SECTORS} sectors, rings of max({RING_WIDTH_M} m, {RING_GROWTH:.0%}) to {LAST_RING_M:.0f} m; "
     f"plane fitted to the lowest points at {NEAR_M[0]}..{NEAR_M[1]} m; step <= min({STEP_M} m + {STEP_SLOPE:.0%}, "
-    f"{STEP_LIMIT_M} m), slope <= {SLOPE_LIMIT:.0%} over {SLOPE_MEMORY_M:.0f} m, +-{NEIGHBOURS} sectors agree within "
-    f"{NEIGHBOUR_STEP_M} m; layer {LAYER_M} m, {THIN_LAYER_M} m below points at {OBSTACLE_M[0]}..{OBSTACLE_M[1]} m"
+    f"{STEP_LIMIT_M} m) up, {DROP_STEPS} steps down, slope <= {SLOPE_LIMIT:.0%} over {SLOPE_MEMORY_M:.0f} m, "
+    f"+-{NEIGHBOURS} sectors agree within {NEIGHBOUR_STEP_M} m; layer {LAYER_M} m, {THIN_LAYER_M} m below points at "
+    f"{OBSTACLE_M[0]}..{OBSTACLE_M[1]} m"
 )
 """The rule behind `points/ground`, with its parameters, as the manifest states it."""
 
@@ -143,20 +145,24 @@ def _plane_below(xyz: Float64Array) -> Float64Array | None:
 
 
 def _lowest_per_cell(xyz: Float64Array) -> Float64Array:
-    """The lowest points of cells of 5 degrees by 1 m, in an order that does not depend on the order of points."""
+    """The lowest point of each cell of 5 degrees by 1 m; which one and in which order depends on no input order."""
     turn = np.arctan2(xyz[:, 1], xyz[:, 0]) / (2 * np.pi) + 0.5
     range_m = np.sqrt(xyz[:, 0] ** 2 + xyz[:, 1] ** 2)
     cell = (turn * 72).astype(np.intp) * 32 + range_m.astype(np.intp)
     lowest = np.full(73 * 32, np.inf)
     np.minimum.at(lowest, cell, xyz[:, 2])
-    low: Float64Array = xyz[xyz[:, 2] == lowest[cell]]
-    return low[np.lexsort(low.T)]
+    is_low = xyz[:, 2] == lowest[cell]
+    low, cell = xyz[is_low], cell[is_low]
+    order = np.lexsort(low.T)
+    _, first = np.unique(cell[order], return_index=True)
+    points: Float64Array = low[order[first]]
+    return points
 
 
 def _grow(grid: _PolarGrid, height_m: Float64Array) -> Float64Array:
     """Grow the ground outwards, ring by ring.
 
-    In each ring, every sector extrapolates its ground and takes the lowest point within a step of it; what lies lower
+    In each ring, every sector extrapolates its ground and takes the lowest point within steps of it; what lies lower
     (a reflection) or higher (a roof) is left out. A sector which disagrees with its neighbours, or sees nothing,
     takes their median.
 
@@ -179,7 +185,7 @@ def _grow(grid: _PolarGrid, height_m: Float64Array) -> Float64Array:
         step_m = np.minimum(STEP_M + STEP_SLOPE * gap_m, STEP_LIMIT_M)
         at = sector[here]
         level_m = height_m[here] - slope[at] * (range_m[here] - centre_m)  # as if the point lay at the centre
-        possible = level_m >= (expected_m - step_m)[at]
+        possible = level_m >= (expected_m - DROP_STEPS * step_m)[at]
         low_m = np.full(SECTORS, np.inf)
         np.minimum.at(low_m, at[possible], level_m[possible])
         low_m[low_m > expected_m + step_m] = np.inf

@@ -210,7 +210,8 @@ def read_frame(drive: Drive, info: FrameInfo, sources: Sources, skip: bool) -> t
         if not skip:
             raise
         nothing = Points(np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
-        return Frame(info, nothing), {LIDAR: error.message}
+        # A reason is stored and shared, so it names files below the drive only.
+        return Frame(info, nothing), {LIDAR: error.message.replace(f"{drive.root}/", "")}
 
 
 def read_images(
@@ -232,7 +233,7 @@ def read_images(
         except DriveError as error:
             if not skip:
                 raise
-            absent[camera] = error.message
+            absent[camera] = error.message.replace(f"{drive.root}/", "")
     return images, absent
 
 

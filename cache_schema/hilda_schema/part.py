@@ -1,0 +1,267 @@
+"""A sealed part, opened: checked once, then read by rows.
+
+On first touch everything small is checked against the seal (and the seal against the manifest): the recipe's arrays and
+no others, every file's size, every `zarr.json`. The bytes of features are checked as they are read, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hilda_schema.errors import CacheCorrupt, CacheError, UsageError
+from hilda_schema.keys import Key
+from hilda_schema.layout import (
+    POINT_COLUMNS,
+    ArraySpec,
+    PartSizes,
+    group_metadata,
+    groups_of,
+    part_arrays,
+    part_metadata,
+)
+from hilda_schema.manifest import CameraSize, FileSeal, FrameRow, PartEntry, Recipe, Seal, sha256_hex
+from hilda_schema.shard import CRC_BYTES, damaged_chunks, index_bytes, shard_bytes, span_buffers
+from hilda_schema.storage import RemoteStorage, Storage
+
+SEAL = "seal.json"
+SEAL_LIMIT = 2**26  # 64 MiB: a thousand frames with a thousand sensor files each
+METADATA_LIMIT = 2**20
+
+
+def read_seal(storage: Storage, part: str) -> tuple[Seal, str, int]:
+    """A part's seal, the sha256 of its file and the file's size.
+
+    Raises:
+        FileNotFoundError: the part is not there or not finished.
+        CacheCorrupt: the seal is damaged or belongs to another part.
+    """
+    data = storage.read(f"parts/{part}/{SEAL}", SEAL_LIMIT)
+    where = f"{storage.name}/parts/{part}/{SEAL}"
+    seal = Seal.from_bytes(data, where)
+    if seal.part != part:
+        raise CacheCorrupt(f"{where} belongs to part {seal.part}")
+    return seal, sha256_hex(data), len(data)
+
+
+def entry_of(seal: Seal, seal_sha256: str, seal_bytes: int) -> PartEntry:
+    """A part as the manifest lists it."""
+    return PartEntry(
+        part=seal.part,
+        scene=seal.scene,
+        frames=len(seal.frames),
+        bytes=seal_bytes + sum(file.size for file in seal.files.values()),
+        seal_sha256=seal_sha256,
+    )
+
+
+def arrays_of(seal: Seal, recipe: Recipe) -> dict[str, ArraySpec]:
+    """The arrays that a part of this recipe, with these frames, has."""
+    optional = {column.name for column in POINT_COLUMNS if column.optional}
+    sizes = PartSizes(
+        frames=len(seal.frames),
+        points=sum(frame.points for frame in seal.frames),
+        pairs=sum(frame.pairs for frame in seal.frames),
+        point_columns=frozenset(name for name in optional if f"points/{name}/zarr.json" in seal.files),
+    )
+    return part_arrays(recipe, sizes)
+
+
+def metadata_files(arrays: dict[str, ArraySpec], recipe: Recipe) -> dict[str, bytes]:
+    """Every `zarr.json` of a part, by path: they follow from its arrays."""
+    files = {"zarr.json": part_metadata(recipe)}
+    files |= {f"{group}/zarr.json": group_metadata() for group in groups_of(arrays) if group}
+    files |= {spec.metadata_path: spec.metadata() for spec in arrays.values()}
+    return files
+
+
+def check_seal(seal: Seal, arrays: dict[str, ArraySpec], recipe: Recipe, where: str) -> None:
+    """Refuse a seal that does not describe a part of this recipe.
+
+    Raises:
+        CacheCorrupt: naming what differs.
+    """
+    if seal.recipe_digest != recipe.digest():
+        raise CacheCorrupt(f"{where} was made with another recipe than the store")
+    if tuple(camera.name for camera in seal.cameras) != recipe.dataset.cameras:
+        raise CacheCorrupt(f"{where} has other cameras than the store")
+    _check_frames(seal, where)
+    expected = metadata_files(arrays, recipe)
+    shards = {spec.shard_path: spec for spec in arrays.values() if spec.chunks}
+    if odd := sorted(seal.files.keys() ^ (expected.keys() | shards.keys())):
+        raise CacheCorrupt(f"{where} and the recipe disagree about {odd[0]}")
+    for path, data in expected.items():
+        if seal.files[path].sha256 != sha256_hex(data) or seal.files[path].size != len(data):
+            raise CacheCorrupt(f"{where}: {path} is not what the recipe makes it")
+    for path, spec in shards.items():
+        crcs = seal.files[path].chunk_crc32c
+        if seal.files[path].size != shard_bytes(spec) or crcs is None or len(crcs) != spec.chunks:
+            raise CacheCorrupt(f"{where}: {path} does not have the size of its array")
+
+
+def _check_frames(seal: Seal, where: str) -> None:
+    for frame in seal.frames:
+        try:
+            key = Key.parse(frame.key)
+        except UsageError as error:
+            raise CacheCorrupt(f"{where}: {error.message}") from None
+        if key.scene != seal.scene or str(key) != frame.key or not key.frame or key.camera:
+            raise CacheCorrupt(f"{where}: {frame.key[:200]!r} is not a frame of scene {seal.scene[:200]!r}")
+
+
+def check_files(storage: Storage, seal: Seal) -> None:
+    """Refuse a part whose files are not those of its seal, by name, size and (where small) content.
+
+    Raises:
+        CacheCorrupt: naming the file.
+    """
+    folder = f"{storage.name}/parts/{seal.part}"
+    try:
+        found = storage.sizes(f"parts/{seal.part}")
+        found.pop(SEAL, None)
+        if missing := sorted(seal.files.keys() - found.keys()):
+            raise CacheCorrupt(f"{folder}/{missing[0]} is missing")
+        if extra := sorted(found.keys() - seal.files.keys()):
+            raise CacheCorrupt(f"{folder}/{extra[0]} is not part of the cache")
+        for path, file in seal.files.items():
+            if found[path] != file.size:
+                raise CacheCorrupt(f"{folder}/{path} is {found[path]} bytes, {file.size} were sealed")
+        small = [path for path in seal.files if path.endswith("zarr.json")]
+        contents = storage.read_many([f"parts/{seal.part}/{path}" for path in small], METADATA_LIMIT)
+    except FileNotFoundError as error:
+        raise CacheCorrupt(f"{error.filename or folder} is missing") from None
+    for path, data in zip(small, contents, strict=True):
+        if sha256_hex(data) != seal.files[path].sha256:
+            raise CacheCorrupt(f"{folder}/{path} is not what was sealed")
+
+
+@dataclass(slots=True, eq=False)
+class OpenPart:
+    """A part that passed the checks of first touch. Threads may share it."""
+
+    storage: Storage
+    part: str
+    frames: tuple[FrameRow, ...]
+    cameras: tuple[CameraSize, ...]
+    arrays: dict[str, ArraySpec]
+    shards: dict[str, FileSeal]  # array path -> its shard
+    _whole: dict[str, NDArray[Any]] = field(default_factory=dict)  # small arrays, kept
+    _indexed: set[str] = field(default_factory=set)  # arrays whose shard index was checked
+
+    def read_whole(self, path: str) -> NDArray[Any]:
+        """A small array (offsets, presence, channel statistics); read once, read-only."""
+        if path not in self._whole:
+            array = self.read_rows(path, 0, self.arrays[path].shape[0])
+            array.flags.writeable = False
+            self._whole[path] = array
+        return self._whole[path]
+
+    def edges(self, ragged: str, row: int) -> tuple[int, int]:
+        """Rows [start, stop) of one frame in the ragged arrays "points" or "pairs"."""
+        offset = self.read_whole(f"{ragged}/offset")
+        start, stop = int(offset[row]), int(offset[row + 1])
+        if stop - start != getattr(self.frames[row], ragged) or start < 0:
+            raise self._damaged(f"{ragged}/offset", row, f"gives {stop - start} {ragged}, the seal another number")
+        return start, stop
+
+    def read_rows(self, path: str, start: int, stop: int, row: int | None = None) -> NDArray[Any]:
+        """Rows [start, stop) of an array, checked.
+
+        Args:
+            path: the array.
+            start: first row.
+            stop: one past the last.
+            row: the frame they belong to, for the message.
+
+        Raises:
+            CacheCorrupt: naming file and frame.
+        """
+        spec = self.arrays[path]
+        if not 0 <= start <= stop <= spec.shape[0]:
+            raise self._damaged(path, row, f"has {spec.shape[0]} rows, the offsets say {start} to {stop}")
+        if start == stop:
+            return np.empty((0, *spec.shape[1:]), spec.dtype)
+        first, last = start // spec.chunk_rows, -(-stop // spec.chunk_rows)
+        self._check_index(spec, row)
+        chunks = np.empty((last - first, *spec.chunk_shape), spec.dtype)
+        self._read_chunks(spec, first, chunks, row)
+        rows = chunks.reshape(-1, *spec.shape[1:])
+        return rows[start - first * spec.chunk_rows : stop - first * spec.chunk_rows]
+
+    def _read_chunks(self, spec: ArraySpec, first: int, chunks: NDArray[Any], row: int | None) -> None:
+        sealed = self.shards[spec.path].chunk_crc32c or ()
+        stored = np.empty(len(chunks), "<u4")
+        path = f"parts/{self.part}/{spec.shard_path}"
+        # A network may flip a bit that a second request has right; a disk that does is not asked again.
+        for _attempt in range(2 if isinstance(self.storage, RemoteStorage) else 1):
+            try:
+                self.storage.read_into(path, first * (spec.chunk_bytes + CRC_BYTES), span_buffers(chunks, stored))
+            except CacheError as error:
+                raise type(error)(f"{error.message}{self._of_frame(row)}", self._remedy()) from None
+            damaged = damaged_chunks(chunks, stored, sealed[first : first + len(chunks)])
+            if not damaged:
+                return
+        raise self._damaged(spec.shard_path, row, f"chunk {first + damaged[0]} is not what was sealed")
+
+    def _check_index(self, spec: ArraySpec, row: int | None) -> None:
+        if spec.path in self._indexed:
+            return
+        expected = index_bytes(spec)
+        found = bytearray(len(expected))
+        offset = spec.chunks * (spec.chunk_bytes + CRC_BYTES)
+        try:
+            self.storage.read_into(f"parts/{self.part}/{spec.shard_path}", offset, [memoryview(found)])
+        except CacheError as error:
+            raise type(error)(f"{error.message}{self._of_frame(row)}", self._remedy()) from None
+        if found != expected:
+            raise self._damaged(spec.shard_path, row, "its index is not what was sealed")
+        self._indexed.add(spec.path)
+
+    def _damaged(self, path: str, row: int | None, what: str) -> CacheCorrupt:
+        name = f"{self.storage.name}/parts/{self.part}/{path}"
+        return CacheCorrupt(f"{name}{self._of_frame(row)}: {what}", self._remedy())
+
+    def _of_frame(self, row: int | None) -> str:
+        return f" (frame {self.frames[row].key})" if row is not None else f" (frames from {self.frames[0].key})"
+
+    def _remedy(self) -> str:
+        return verify_command(self.storage)
+
+
+def verify_command(storage: Storage) -> str:
+    """The next thing to do about damage."""
+    return f"see all damage with: hilda-cache verify {storage.name}"
+
+
+def open_part(
+    storage: Storage, part: str, recipe: Recipe, seal_sha256: str | None = None
+) -> tuple[OpenPart, PartEntry]:
+    """Open a part after the checks of first touch.
+
+    Args:
+        storage: the store.
+        part: the part's id.
+        recipe: the store's recipe.
+        seal_sha256: what the manifest says of the seal; None where there is no manifest to say it yet.
+
+    Raises:
+        CacheCorrupt: the part is not what was sealed.
+    """
+    where = f"{storage.name}/parts/{part}"
+    try:
+        seal, found_sha256, seal_bytes = read_seal(storage, part)
+        if seal_sha256 not in (None, found_sha256):
+            raise CacheCorrupt(f"{where}/{SEAL} is not the one that the manifest lists")
+        arrays = arrays_of(seal, recipe)
+        check_seal(seal, arrays, recipe, f"{where}/{SEAL}")
+        check_files(storage, seal)
+    except FileNotFoundError:
+        raise CacheCorrupt(f"{where}/{SEAL} is missing", verify_command(storage)) from None
+    except CacheCorrupt as error:
+        raise CacheCorrupt(error.message, error.remedy or verify_command(storage)) from None
+    shards = {spec.path: seal.files[spec.shard_path] for spec in arrays.values() if spec.chunks}
+    opened = OpenPart(storage, part, seal.frames, seal.cameras, arrays, shards)
+    return opened, entry_of(seal, found_sha256, seal_bytes)
