@@ -1,0 +1,268 @@
+"""The student with everything that teaches it: one module whose forward pass is one training step's loss.
+
+    terms = learner(batch, targets)       # {"point": Term, "global": Term, ...}
+    total(terms, weights)                 # the loss
+
+`objectives/` holds the equations; here they are only given their inputs: which features, which pairs, which sweeps.
+
+Legend: N points, S scans, P pairs, V cameras, D teacher channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hilda_train.config import FitConfig
+from hilda_train.config.objectives import HeadConfig
+from hilda_train.config.occupancy import AlsoConfig, BceConfig, DiffusionConfig
+from hilda_train.data.batches import Batch
+from hilda_train.data.tokens import Targets
+from hilda_train.objectives.also import Also, Queries, sample_queries
+from hilda_train.objectives.bev import BevGrid, BevHistory, SweepFeatures
+from hilda_train.objectives.contrastive import PointContrast
+from hilda_train.objectives.global_context import GlobalContext
+from hilda_train.objectives.heads import ProjectionHead
+from hilda_train.objectives.occupancy_bce import OccupancyBce
+from hilda_train.objectives.occupancy_diffusion import OccupancyDiffusion
+from hilda_train.objectives.point_distillation import PointDistillation
+from hilda_train.objectives.relational import relational_loss, stratified_pairs
+from hilda_train.objectives.schedule import NoiseSchedule
+from hilda_train.objectives.term import Term
+from hilda_train.objectives.unet2d import UNet2d
+from hilda_train.students import Student, build_student
+
+OCCUPANCY_FRAMES = 2  # t-1 and t0
+
+
+def bev_grid(config: DiffusionConfig | BceConfig) -> BevGrid:
+    """The bird's-eye grid of an occupancy objective."""
+    return BevGrid(config.range_m, config.cell_m, config.z_min_m, config.z_max_m)
+
+
+class Learner(nn.Module):
+    """Student, heads and objectives.
+
+    Args:
+        config: resolved.
+        widths: D of each target, in the order of the student's levels.
+        global_width: D of the global token; 0 where no objective uses it.
+    """
+
+    def __init__(self, config: FitConfig, widths: Sequence[int], global_width: int) -> None:
+        super().__init__()
+        objectives = config.objectives
+        self.config = objectives
+        self.student: Student = build_student(config.student.options())
+        channels = self.student.channels
+        heads = [_head(objectives.point.head, c, d) for c, d in zip(channels, widths, strict=True)]
+        uses_heads = objectives.point.weight + objectives.relational.cross_weight + objectives.relational.intra_weight
+        self.point = PointDistillation(heads, objectives.point.distance) if uses_heads else None
+        self.global_context: GlobalContext | None = None
+        if objectives.global_context.weight:
+            head = _head(objectives.global_context.head, channels[-1], global_width)
+            self.global_context = GlobalContext(head, channels[-1], objectives.global_context.pooling)
+        self.contrast: PointContrast | None = None
+        if objectives.contrastive.weight:
+            common = objectives.contrastive.channels
+            self.contrast = PointContrast(
+                nn.Linear(channels[-1], common),
+                nn.Linear(widths[-1], common),
+                pairs=objectives.contrastive.pairs,
+                temperature=objectives.contrastive.temperature,
+            )
+        self.occupancy = _occupancy(config, channels[-1])
+
+    def forward(self, batch: Batch, targets: Targets) -> dict[str, Term]:
+        """One step's terms, unweighted, by name.
+
+        Args:
+            batch: on the learner's device.
+            targets: its teacher features.
+        """
+        features = self.student(batch.points)
+        terms: dict[str, Term] = {}
+        projected: list[Tensor] = []
+        if self.point is not None:
+            projected = self.point.project(features, [batch.pair_point] * len(features))
+        if self.point is not None and self.config.point.weight:
+            terms["point"] = self._point(projected, batch, targets)
+        if self.config.relational.cross_weight or self.config.relational.intra_weight:
+            terms["relational"] = self._relational(projected[-1], batch, targets)
+        if self.contrast is not None:
+            taught = targets.taught[-1]
+            rows, teacher = batch.pair_point[taught], targets.layers[-1][taught]
+            terms["contrastive"] = self.contrast(features[-1], rows, teacher, generator_of(batch.seeds, rows.device))
+        if self.global_context is not None:
+            terms["global"] = self._global(features[-1], batch, targets)
+        if self.occupancy is not None:
+            terms["occupancy"] = self._occupancy(features[-1], batch)
+        return terms
+
+    def _point(self, projected: Sequence[Tensor], batch: Batch, targets: Targets) -> Term:
+        assert self.point is not None
+        groups = batch.group_starts[-1]
+        camera = batch.pair_group
+        if self.config.point.mean_over == "pairs":
+            camera, groups = torch.zeros_like(camera), 1
+        if all(bool(taught.all()) for taught in targets.taught):
+            return self.point.compare(projected, targets.layers, camera, groups)
+        terms = [
+            self.point.compare([k[taught]], [q[taught]], camera[taught], groups)
+            for k, q, taught in zip(projected, targets.layers, targets.taught, strict=True)
+        ]
+        logs = {f"layer_{index}": term.loss.detach() for index, term in enumerate(terms)}
+        return Term(torch.stack([term.loss for term in terms]).mean(), logs)
+
+    def _relational(self, projected: Tensor, batch: Batch, targets: Targets) -> Term:
+        options, taught = self.config.relational, targets.taught[-1].nonzero()[:, 0]
+        generator = generator_of(batch.seeds, projected.device)
+        drawn = taught[stratified_pairs(batch.uv01[taught], batch.pair_group[taught], options.pairs, generator)]
+        return relational_loss(
+            projected[drawn],
+            targets.layers[-1][drawn],
+            batch.pair_group[drawn],
+            cross_weight=options.cross_weight,
+            intra_weight=options.intra_weight,
+            diagonal=not self.config.point.weight,
+        )
+
+    def _global(self, features: Tensor, batch: Batch, targets: Targets) -> Term:
+        assert self.global_context is not None
+        tokens, views = stack_tokens(targets.global_tokens, features.device)
+        starts = torch.tensor(batch.group_starts[:-1], device=features.device)
+        scan = torch.repeat_interleave(
+            torch.arange(len(batch.pair_counts), device=features.device),
+            torch.tensor(batch.pair_counts, device=features.device),
+        )
+        camera = batch.pair_group - starts[scan] + scan * views
+        term: Term = self.global_context(features, batch.points.batch_index, tokens, batch.pair_point, camera)
+        return term
+
+    def _occupancy(self, features: Tensor, batch: Batch) -> Term:
+        if isinstance(self.occupancy, Also):
+            return self._also(features, batch)
+        sweeps = history_sweeps(features, batch)
+        if isinstance(self.occupancy, OccupancyDiffusion):
+            generators = [generator_of([seed], features.device) for seed in batch.target_seeds]
+            term: Term = self.occupancy(sweeps, batch.target, generators)
+        else:
+            assert isinstance(self.occupancy, OccupancyBce)
+            term = self.occupancy(sweeps, batch.target)
+        return term
+
+    def _also(self, features: Tensor, batch: Batch) -> Term:
+        """Queries of every scan, in its own frame: the sensor is at the origin there."""
+        assert isinstance(self.occupancy, Also)
+        assert isinstance(self.config.occupancy, AlsoConfig)
+        points, generator = batch.points, generator_of(batch.seeds, features.device)
+        drawn, scans, intensity = [], [], []
+        for scan in range(points.batch_size):
+            rows = (points.batch_index == scan).nonzero()[:, 0]
+            origin = points.xyz_m.new_zeros(3)
+            queries = sample_queries(
+                points.xyz_m[rows], origin, self.config.occupancy.queries, self.config.occupancy.margin_m, generator
+            )
+            drawn.append(queries)
+            scans.append(torch.full((len(queries.xyz_m),), scan, device=features.device))
+            intensity.append(points.feats[rows, 0][queries.source])
+        joined = Queries(*(torch.cat(column) for column in zip(*drawn, strict=True)))
+        term: Term = self.occupancy(
+            features, points.xyz_m, points.batch_index, joined, torch.cat(scans), torch.cat(intensity), generator
+        )
+        return term
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term; the relational term carries its two inside."""
+        occupancy = self.config.occupancy
+        return {
+            "point": self.config.point.weight,
+            "relational": 1.0,
+            "contrastive": self.config.contrastive.weight,
+            "global": self.config.global_context.weight,
+            "occupancy": 0.0 if occupancy.kind == "none" else occupancy.weight,
+        }
+
+
+def total(terms: Mapping[str, Term], weights: Mapping[str, float]) -> Tensor:
+    """() weighted sum of the terms."""
+    return torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
+
+
+def generator_of(seeds: Sequence[int], device: torch.device) -> torch.Generator:
+    """A generator for some samples; it follows from their seeds alone, whoever computes them."""
+    return torch.Generator(device).manual_seed(sum(seeds) % 2**63)
+
+
+def history_sweeps(features: Tensor, batch: Batch) -> list[SweepFeatures]:
+    """The sweeps t-1 and t0 of every sample with a target, with coordinates in the augmented frame of t0.
+
+    Args:
+        features: (N, C) of the batch's points.
+        batch: N points of S scans.
+    """
+    sample_of = torch.full((OCCUPANCY_FRAMES, len(batch.pair_counts)), -1, device=features.device)
+    for sample, scans in enumerate(batch.histories):
+        for frame, scan in enumerate(scans):
+            sample_of[frame, scan] = sample
+    xyz_m = batch.points.xyz_m
+    sweeps = []
+    for frame in range(OCCUPANCY_FRAMES):
+        samples = sample_of[frame][batch.points.batch_index]
+        rows = (samples >= 0).nonzero()[:, 0]
+        pose = batch.t0_SE3_scan[batch.points.batch_index[rows]]
+        moved = (pose[:, :3, :3] @ xyz_m[rows, :, None])[..., 0] + pose[:, :3, 3]
+        sweeps.append(SweepFeatures(features[rows], moved, samples[rows]))
+    return sweeps
+
+
+def stack_tokens(tokens: Sequence[Tensor | None], device: torch.device) -> tuple[Tensor, int]:
+    """Global tokens of scans with different numbers of cameras: (S, V, D) padded with NaN, and V."""
+    known = [token for token in tokens if token is not None]
+    views = max((len(token) for token in known), default=1)
+    width = known[0].shape[1] if known else 1
+    stacked = torch.full((len(tokens), views, width), torch.nan, device=device)
+    for scan, token in enumerate(tokens):
+        if token is not None:
+            stacked[scan, : len(token)] = token
+    return stacked, views
+
+
+def _head(config: HeadConfig, in_channels: int, out_channels: int) -> ProjectionHead:
+    return ProjectionHead(
+        in_channels, out_channels, hidden=config.hidden, layers=config.layers, activation=config.activation
+    )
+
+
+def _occupancy(config: FitConfig, channels: int) -> OccupancyDiffusion | OccupancyBce | Also | None:
+    occupancy = config.objectives.occupancy
+    if isinstance(occupancy, AlsoConfig):
+        return Also(
+            channels,
+            hidden=occupancy.hidden,
+            radius_m=occupancy.radius_m,
+            supports=occupancy.supports,
+            intensity_weight=occupancy.intensity_weight,
+        )
+    if not isinstance(occupancy, DiffusionConfig | BceConfig):
+        return None
+    history = BevHistory(channels, occupancy.history_channels, bev_grid(occupancy), OCCUPANCY_FRAMES)
+    noised = int(isinstance(occupancy, DiffusionConfig))  # the denoiser also sees the noised map
+    network = UNet2d(
+        noised + occupancy.history_channels,
+        base=occupancy.base,
+        multipliers=occupancy.multipliers,
+        blocks=occupancy.blocks,
+    )
+    if isinstance(occupancy, BceConfig):
+        return OccupancyBce(history, network, occupancy.occupied_weight)
+    return OccupancyDiffusion(
+        history,
+        network,
+        NoiseSchedule(occupancy.noise, occupancy.steps),
+        lambda_x0=occupancy.lambda_x0,
+        x0_below=occupancy.x0_below,
+        occupied_weight=occupancy.occupied_weight,
+    )

@@ -1,0 +1,191 @@
+"""From a config and caches to everything a run needs, before the first step: clips, order, learner, optimiser."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hilda_schema.errors import TrainError, UsageError
+from hilda_schema.reader import Cache, open_cache
+from hilda_train.config import Facts, FitConfig, Resolved, resolve
+from hilda_train.config.occupancy import BceConfig, DiffusionConfig
+from hilda_train.config.student import MinkUNetConfig, WaffleIronConfig
+from hilda_train.data.augment import AugmentOptions
+from hilda_train.data.batches import ClipDataset, SampleOptions
+from hilda_train.data.clips import Clip, clips_of, median_spacing_s, require_whole_clips
+from hilda_train.data.loading import TokenPlan
+from hilda_train.data.scans import INTENSITY, ScanOptions
+from hilda_train.data.tokens import TeacherLayer
+from hilda_train.data.voxelise import Reduction, VoxelGrid
+from hilda_train.learner import Learner, bev_grid
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A run before its first step."""
+
+    config: FitConfig  # resolved
+    reasons: tuple[str, ...]  # why each "auto" became what it is
+    caches: tuple[Cache, ...]
+    clips: tuple[Clip, ...]
+    dataset: ClipDataset
+    tokens: TokenPlan
+    widths: tuple[int, ...]  # channels of each target
+    global_width: int
+
+
+def prepare(config: FitConfig, urls: Sequence[str], device: torch.device) -> Prepared:
+    """Open the caches and settle the config.
+
+    Raises:
+        UsageError: no cache, no clip, or a config that does not fit the caches.
+        CacheError: a cache cannot be opened.
+    """
+    if not urls:
+        raise UsageError("no cache is given", "add --cache STORE, or data.caches in the recipe")
+    caches = tuple(open_cache(url) for url in urls)
+    clips = select_clips(config, caches)
+    resolved = settle(config, caches, len(clips), device)
+    config = resolved.config
+    if config.objectives.uses_future:
+        require_whole_clips(clips, config.data.gap_s, max(median_spacing_s(cache.frames) for cache in caches))
+    layers = tuple(TeacherLayer(target.teacher, target.layer) for target in config.targets)  # type: ignore[union-attr]
+    uses_global = config.objectives.global_context.weight > 0
+    global_teacher = config.objectives.global_context.teacher if uses_global else None
+    return Prepared(
+        config=config,
+        reasons=resolved.reasons,
+        caches=caches,
+        clips=clips,
+        dataset=ClipDataset(urls, clips, sample_options(config)),
+        tokens=TokenPlan(layers if config.objectives.uses_pairs else (), global_teacher),
+        widths=tuple(width_of(caches, layer) for layer in layers),
+        global_width=global_width_of(caches, global_teacher) if global_teacher else 0,
+    )
+
+
+def select_clips(config: FitConfig, caches: Sequence[Cache]) -> tuple[Clip, ...]:
+    """Clips whose scene is trained on.
+
+    Raises:
+        UsageError: none is left.
+    """
+    found: list[Clip] = []
+    for number, cache in enumerate(caches):
+        scenes = cache.frames["scene"].to_pylist()
+        trained = {scene for scene in set(scenes) if is_trained_on(config, scene)}
+        clips = clips_of(cache.frames, number, config.data.gap_s)
+        found += [clip for clip in clips if scenes[clip.current] in trained]
+    if not found:
+        raise UsageError(
+            f"no frame is left: data.scenes = {list(config.data.scenes)}, data.held_out = {list(config.data.held_out)}",
+            "hilda-cache info names the scenes; patterns are those of a shell",
+        )
+    return tuple(found)
+
+
+def is_trained_on(config: FitConfig, scene: str) -> bool:
+    """Whether a scene is selected and not held out."""
+    return matches(scene, config.data.scenes) and not matches(scene, config.data.held_out)
+
+
+def matches(scene: str, patterns: Sequence[str]) -> bool:
+    """Whether a scene's name fits a shell pattern."""
+    return any(fnmatch.fnmatchcase(scene, pattern) for pattern in patterns)
+
+
+def settle(config: FitConfig, caches: Sequence[Cache], clips: int, device: torch.device) -> Resolved:
+    """Resolve "auto" and durations against the caches and the device."""
+    teachers: dict[str, tuple[str, ...]] = {}
+    for cache in caches:
+        for name, info in cache.teachers.items():
+            teachers.setdefault(name, tuple(layer.name for layer in info.layers))
+    datasets = {cache.manifest.recipe.dataset.name for cache in caches}
+    facts = Facts(
+        teachers=teachers,
+        steps_per_epoch=clips // config.data.batch_size,
+        bfloat16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
+        intensity={name: INTENSITY[name] for name in sorted(datasets & INTENSITY.keys())},
+    )
+    return resolve(config, facts)
+
+
+def width_of(caches: Sequence[Cache], wanted: TeacherLayer) -> int:
+    """Channels of a stored layer, the same in every cache that has it.
+
+    Raises:
+        TrainError: the caches disagree, or were made with different weights.
+    """
+    found = [(cache, info) for cache in caches if (info := cache.teachers.get(wanted.teacher))]
+    weights = {info.weights_sha256 for _, info in found}
+    if len(weights) > 1:
+        raise TrainError(
+            f"teacher {wanted.teacher!r} is another model in {found[-1][0].url} than in {found[0][0].url}",
+            "extract both caches with the same weights, or name the teachers apart",
+        )
+    widths = {layer.channels for _, info in found if (layer := info.layer(wanted.layer))}
+    if len(widths) != 1:
+        raise TrainError(f"layer {wanted.layer} of {wanted.teacher} is not stored, or of several widths: {widths}")
+    return widths.pop()
+
+
+def global_width_of(caches: Sequence[Cache], teacher: str) -> int:
+    """Width of a teacher's global token.
+
+    Raises:
+        UsageError: it has none.
+    """
+    widths = {info.global_width for cache in caches if (info := cache.teachers.get(teacher))} - {0}
+    if len(widths) != 1:
+        raise UsageError(f"teacher {teacher!r} has no global token", "set objectives.global_context.weight=0")
+    return widths.pop()
+
+
+def sample_options(config: FitConfig) -> SampleOptions:
+    """How clips are prepared, from the config's own words."""
+    data, occupancy = config.data, config.objectives.occupancy
+    forecast = occupancy if isinstance(occupancy, DiffusionConfig | BceConfig) else None
+    return SampleOptions(
+        scan=scan_options(config),
+        augment=AugmentOptions(**data.augment.model_dump()),
+        bev=bev_grid(forecast) if forecast else None,
+        unseen_is_free=forecast.unseen_is_free if forecast else False,
+        history=forecast is not None,
+        seed=config.train.seed,
+    )
+
+
+def scan_options(config: FitConfig) -> ScanOptions:
+    """How sweeps are prepared for the student."""
+    data = config.data
+    grid, reduction, neighbours = _voxels(config.student)
+    return ScanOptions(
+        grid=grid,
+        reduction=reduction,
+        thin=isinstance(config.student, WaffleIronConfig) and config.student.thin_m is not None,
+        channels=config.student.channels,
+        cameras=data.cameras,
+        frustum_only=data.frustum_only,
+        visible_only=data.visible_only,
+        max_points=data.max_points,
+        neighbours=neighbours,
+        intensity={name: (each.mean, each.std) for name, each in data.intensity.items()},
+    )
+
+
+def _voxels(student: MinkUNetConfig | WaffleIronConfig) -> tuple[VoxelGrid | None, Reduction, int]:
+    """Grid, reduction and neighbours that the student's sweeps need."""
+    if isinstance(student, MinkUNetConfig):
+        voxels = student.voxels
+        return VoxelGrid(voxels.shape, voxels.size, voxels.range_m), voxels.reduction, 0
+    edge_m = student.thin_m or 0.1  # without thinning the grid only crops
+    return VoxelGrid("cartesian", (edge_m,) * 3, student.range_m), "random", student.neighbours
+
+
+def build_learner(prepared: Prepared) -> Learner:
+    """The learner, with weights that follow from the seed."""
+    torch.manual_seed(prepared.config.train.seed)
+    return Learner(prepared.config, prepared.widths, prepared.global_width)
