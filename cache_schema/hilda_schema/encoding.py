@@ -11,7 +11,7 @@ Legend: T tokens or pairs, C channels, P pairs, V cameras.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from hilda_schema.manifest import EncodingError
 
 INT8_LEVELS = 127
 INT8_ABSENT = -128
+METER_TOKENS = 128  # compared at a time: they stay in the processor's cache
 UV_LEVELS = 65536
 
 Float = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16]
@@ -34,21 +35,28 @@ class ChannelStatistics:
     scale: NDArray[np.float32]  # (C,) standard deviation, 1 where a channel never changes
 
     @classmethod
-    def of(cls, blocks: Iterable[NDArray[np.float32]], channels: int) -> ChannelStatistics:
+    def of(cls, blocks: Sequence[NDArray[np.float32]], channels: int) -> ChannelStatistics:
         """Measure over blocks of rows.
 
         Args:
-            blocks: (T, C) each; all tokens of the part, read twice.
+            blocks: (T, C) each; all tokens of the part.
             channels: C.
         """
-        blocks = list(blocks)
+        mean = channel_mean(blocks, channels)
         count = max(1, sum(len(block) for block in blocks))
-        zero = np.zeros(channels)
-        # float64 sums down the rows: one addition order whatever the machine's vector width, hence the same bytes.
-        mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks), zero) / count
-        variance = sum((np.square(block - mean).sum(axis=0) for block in blocks), zero) / count
+        variance = np.zeros(channels)
+        for block in blocks:
+            variance += np.square(block - mean).sum(axis=0, dtype=np.float64) / count
         scale = np.sqrt(variance).astype(np.float32)
-        return cls(mean.astype(np.float32), np.where(scale > 0, scale, np.float32(1)))
+        return cls(mean, np.where(scale > 0, scale, np.float32(1)))
+
+
+def channel_mean(blocks: Sequence[NDArray[np.float32]], channels: int) -> NDArray[np.float32]:
+    """(C,) mean of every channel over blocks of rows, (T, C) each; 0 where there are none."""
+    total = np.zeros(channels)
+    for block in blocks:
+        total += block.sum(axis=0, dtype=np.float64)
+    return (total / max(1, sum(len(block) for block in blocks))).astype(np.float32)
 
 
 def encode_float16(values: NDArray[np.float32]) -> NDArray[np.float16]:
@@ -137,20 +145,25 @@ class ErrorMeter:
 
     def add(self, original: NDArray[np.float32], decoded: NDArray[np.float32]) -> None:
         """Count (T, C) tokens."""
-        if not len(original):
-            return
-        error = decoded - original
-        a = original - self._centre
-        b = decoded - self._centre
-        size2, a2, b2 = _dot(original, original), _dot(a, a), _dot(b, b)
-        relative = np.sqrt(_dot(error, error) / np.where(size2 > 0, size2, 1))
-        self._tokens += len(original)
+        for start in range(0, len(original), METER_TOKENS):
+            block = slice(start, start + METER_TOKENS)
+            self._add_block(original[block], decoded[block])
+
+    def _add_block(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        e, a = y - x, x - self._centre
+        x2, a2, e2, ae = _dot(x, x), _dot(a, a), _dot(e, e), _dot(a, e)
+        relative = np.sqrt(e2 / np.where(x2 > 0, x2, 1))
+        self._tokens += len(x)
         self._error_sum += float(relative.sum())
         self._error_max = max(self._error_max, float(relative.max()))
         # A token that sits on the mean (to rounding) has no direction to keep.
-        directed = (a2 > 1e-12 * size2) & (b2 > 0)
+        directed = a2 > 1e-12 * x2
         if directed.any():
-            cosine = (_dot(a, b)[directed] / np.sqrt(a2[directed] * b2[directed])).clip(-1, 1)
+            a2, e2, ae = a2[directed], e2[directed], ae[directed]
+            # a.b / |a||b| with b = a + e, so arranged that it keeps its digits where it is nearly 1.
+            along = a2 + ae
+            with np.errstate(divide="ignore"):
+                cosine = np.sign(along) / np.sqrt(1 + np.maximum(a2 * e2 - ae**2, 0) / along**2)
             self._angles += len(cosine)
             self._cosine_sum += float(cosine.sum())
             self._cosine_min = min(self._cosine_min, float(cosine.min()))
@@ -181,5 +194,5 @@ def merge_errors(errors: Iterable[EncodingError]) -> EncodingError:
 
 
 def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    product: NDArray[np.float64] = (a * b).sum(axis=-1, dtype=np.float64)
-    return product
+    products: NDArray[np.float64] = np.einsum("tc,tc->t", a, b).astype(np.float64)
+    return products

@@ -16,6 +16,7 @@ from hilda_schema.content import FrameContent, PartContent
 from hilda_schema.encoding import (
     ChannelStatistics,
     ErrorMeter,
+    channel_mean,
     decode_float16,
     decode_int8,
     dequantise_uv,
@@ -121,13 +122,14 @@ def _encode_layer(
         else grids
     )
     measured = [_finite_rows(values) for values in originals]
-    statistics = ChannelStatistics.of(measured, layer.channels)
-    meter = ErrorMeter(statistics.mean)
+    int8 = recipe.encoding.dtype == "int8"
+    statistics = ChannelStatistics.of(measured, layer.channels) if int8 else None
+    meter = ErrorMeter(statistics.mean if statistics else channel_mean(measured, layer.channels))
     features: Rows = []
     scales: Rows = []
     for frame, values, rows in zip(content.frames, originals, measured, strict=True):
         stored: NDArray[Any]
-        if recipe.encoding.dtype == "int8":
+        if statistics:
             stored, scale = encode_int8(values, statistics)
             _refuse_infinite(scale, content, frame, name)
             scales.append(scale if point else scale[None])
@@ -139,7 +141,7 @@ def _encode_layer(
         meter.add(rows, _finite_rows(decoded))
         features.append(stored if point else stored[None])
     arrays = {f"{folder}/{'features' if point else 'tokens'}": features}
-    if recipe.encoding.dtype == "int8":
+    if statistics:
         arrays[f"{folder}/scale"] = scales
         arrays[f"{folder}/channel_mean"] = [statistics.mean]
         arrays[f"{folder}/channel_scale"] = [statistics.scale]

@@ -297,7 +297,7 @@ class PartEntry(Strict):
     part: SafeName
     scene: str
     frames: Extent
-    bytes: Count
+    bytes: int = Field(ge=0, le=2**62)
     """Of all its files, seal.json included."""
     seal_sha256: Sha256
 

@@ -224,7 +224,7 @@ class Frame:
     index: int  # row in `cache.frames`
     _part: OpenPart
     _row: int
-    _pair_rows: tuple[int, int] | None = None
+    _points: PointArrays | None = field(default=None, repr=False)
     _pairs: tuple[Pairs, NDArray[np.float64], NDArray[np.intp] | None] | None = field(default=None, repr=False)
 
     @property
@@ -272,7 +272,7 @@ class Frame:
 
     @property
     def points(self) -> PointArrays:
-        """The sweep.
+        """The sweep; read once.
 
         Raises:
             NotInCache: the store was made without points.
@@ -282,18 +282,20 @@ class Frame:
             raise NotInCache(
                 f"{self.cache.url} was made without points", "read the sweep from the drive: frame.key names it"
             )
-        start, stop = self._part.edges("points", self._row)
-        return PointArrays(
-            **{
-                column.name: self._read(path, start, stop)
-                for column in POINT_COLUMNS
-                if (path := f"points/{column.name}") in self._part.arrays
-            }
-        )
+        if self._points is None:
+            start, stop = self._part.edges("points", self._row)
+            self._points = PointArrays(
+                **{
+                    column.name: self._read(path, start, stop)
+                    for column in POINT_COLUMNS
+                    if (path := f"points/{column.name}") in self._part.arrays
+                }
+            )
+        return self._points
 
     @property
     def pairs(self) -> Pairs:
-        """Which point is seen at which pixel of which camera; sorted by camera, then by point."""
+        """Which point is seen at which pixel of which camera; sorted by camera, then by point; read once."""
         return self._located_pairs()[0]
 
     def point_features(self, teacher: str, layer: str | int, mode: Mode = "bilinear") -> NDArray[np.float32]:

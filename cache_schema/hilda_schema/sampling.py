@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_PAIRS = 1024  # keeps the gathered rows of a block in the processor's cache
+BLOCK_VALUES = 2**16  # a block of pairs has about so many features: they stay in the processor's cache
 
 Mode = Literal["bilinear", "nearest"]
 
@@ -58,16 +58,18 @@ def _bilinear(
     step_x = (x0 < W - 1).astype(np.int64)
     step_y = np.where(y0 < H - 1, W, 0)
     corner = first + y0 * W + x0
+    rows = (corner, corner + step_x, corner + step_y, corner + step_x + step_y)
+    weights = ((1 - right) * (1 - below), right * (1 - below), (1 - right) * below, right * below)
     out = np.empty((len(x), tokens.shape[1]), np.float32)
-    for start in range(0, len(x), BLOCK_PAIRS):
-        block = slice(start, start + BLOCK_PAIRS)
-        at, dx, dy = corner[block], step_x[block], step_y[block]
-        r, b = right[block], below[block]
-        upper = tokens[at] * (1 - r)
-        upper += tokens[at + dx] * r
-        lower = tokens[at + dy] * (1 - r)
-        lower += tokens[at + dy + dx] * r
-        upper *= 1 - b
-        lower *= b
-        np.add(upper, lower, out=out[block])
+    size = max(1, BLOCK_VALUES // tokens.shape[1])
+    scratch = np.empty((size, tokens.shape[1]), np.float32)
+    for start in range(0, len(x), size):
+        block = out[start : start + size]
+        for k, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+            term = scratch[: len(block)] if k else block
+            # mode="clip" writes straight into `out`; the rows are in range anyway.
+            np.take(tokens, row[start : start + size], axis=0, out=term, mode="clip")
+            term *= weight[start : start + size]
+            if k:
+                block += term
     return out

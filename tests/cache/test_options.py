@@ -86,7 +86,7 @@ def test_reader_options_are_key_value() -> None:
         drive_spec(Path("/d"), "nuscenes", ["version"])
 
 
-def test_a_store_of_one_teacher_needs_no_name_to_be_checked_again() -> None:
+def test_a_store_of_one_teacher_needs_no_name_to_be_checked_again(tmp_path: Path) -> None:
     from hilda_schema.manifest import LayerInfo, TeacherInfo
 
     info = TeacherInfo(
@@ -94,7 +94,7 @@ def test_a_store_of_one_teacher_needs_no_name_to_be_checked_again() -> None:
         image_width_px=56, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2), resize="r", precision="float32",
         precision_reason="asked for", layers=(LayerInfo(name="3", channels=8, height=2, width=4),), global_width=8,
     )  # fmt: skip
-    (spec,) = specs_of_store((info,), ["/models/whatever"])
-    assert (spec.name, spec.source, spec.layers, spec.image_size) == ("dino", "/models/whatever", ("3",), (28, 56))
+    (spec,) = specs_of_store((info,), [str(tmp_path)])
+    assert (spec.name, spec.source, spec.layers, spec.image_size) == ("dino", str(tmp_path), ("3",), (28, 56))
     with pytest.raises(UsageError, match="the store's teachers are dino"):
         specs_of_store((info,), ["a=x", "b=y"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hilda_schema.errors import UsageError
-from hilda_schema.keys import Key
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hilda_schema.errors import UsageError
+from hilda_schema.keys import Key
 
 field = st.text(min_size=1, max_size=20).filter(lambda text: text not in {".", ".."})
 keys = st.lists(field, min_size=1, max_size=6).map(lambda fields: Key(*fields))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+
 from hilda_schema.terminal import Interrupted, human_bytes, human_seconds, interruptible
 
 

@@ -45,8 +45,6 @@ def open_drive(dataset: str, root: str | Path, **options: str) -> Drive:
     reader = getattr(import_module(module), name)
     known = set(reader.OPTIONS)
     if unknown := sorted(set(options) - known):
-        raise UsageError(
-            f"{dataset} has no option {unknown[0]!r}", f"it takes {', '.join(sorted(known)) or 'none'}"
-        )
+        raise UsageError(f"{dataset} has no option {unknown[0]!r}", f"it takes {', '.join(sorted(known)) or 'none'}")
     drive: Drive = reader(folder, **options)
     return drive

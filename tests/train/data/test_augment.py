@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from hilda_train.data.augment import IDENTITY, AugmentOptions, draw
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hilda_train.data.augment import IDENTITY, AugmentOptions, draw
 
 seeds = st.integers(0, 2**32 - 1)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from hilda_schema.errors import TrainError
-from hilda_train.data.clips import Clip, clips_of, median_spacing_s, require_whole_clips
 from hypothesis import given
 from hypothesis import strategies as st
+
+from hilda_schema.errors import TrainError
+from hilda_train.data.clips import Clip, clips_of, median_spacing_s, require_whole_clips
 
 
 def table(rows: list[tuple[str, float]]) -> pa.Table:

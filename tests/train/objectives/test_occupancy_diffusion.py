@@ -200,18 +200,21 @@ def test_a_toy_future_is_learned():
     diffusion = build()
     sweeps, target = toy()
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=3e-3)
+    # To rest at the end: in the middle of training a single step can cost a third of the score.
+    cooling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 160)
     generator = torch.Generator().manual_seed(0)
 
     def iou() -> float:
-        drawn = diffusion.sample(sweeps, 2, 4, torch.Generator().manual_seed(5))
-        return occupancy_scores(drawn > 0, target)["iou"].item()
+        draws = [diffusion.sample(sweeps, 2, 8, torch.Generator().manual_seed(seed)) for seed in range(4)]
+        return sum(occupancy_scores(drawn > 0, target)["iou"].item() for drawn in draws) / 4
 
     before, losses = iou(), []
-    for _ in range(120):
+    for _ in range(160):
         loss = diffusion(sweeps, target, generator).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        cooling.step()
         losses.append(loss.item())
     assert sum(losses[-20:]) < 0.3 * sum(losses[:20])
     sample, row, column = sweeps[1].sample, *((sweeps[1].xyz_m[:, :2] + 8.0) / 0.5).long().unbind(1)

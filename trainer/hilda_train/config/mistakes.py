@@ -108,8 +108,8 @@ def _line(key: str, detail: ErrorDetails) -> str:
         return f"{key}.{discriminator} = {context.get('tag')!r} should be one of {context.get('expected_tags')}"
     if not key:
         return message
-    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        return message  # a check of several keys of one section names them itself
+    if detail["type"] == "value_error" and not message.startswith("is "):
+        return message  # a check of several keys names them itself; one of a single value says what "is" wrong with it
     message = message.removeprefix("Input ")
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
@@ -123,13 +123,14 @@ def _shown(value: Any) -> str:
 
 def _suggest(key: str, model: type[BaseModel]) -> str:
     keys = list(dict.fromkeys(known_keys(model)))
-    leaf = key.rpartition(".")[2]
+    parent, _, leaf = key.rpartition(".")
+    if key in keys:
+        return f"another variant of {parent} has it"
     same_leaf = [each for each in keys if each.rpartition(".")[2] == leaf]
     if len(same_leaf) == 1:
         return f"did you mean {same_leaf[0]}?"
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
     if close:
         return f"did you mean {close[0]}?"
-    parent = key.rpartition(".")[0]
     siblings = [each for each in keys if each.rpartition(".")[0] == parent]
     return f"{parent or 'a config'} has {', '.join(each.rpartition('.')[2] for each in siblings)}" if siblings else ""

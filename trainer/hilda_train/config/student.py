@@ -44,8 +44,6 @@ class MinkUNetConfig(Section):
     """Decoder outputs that learn, from the earliest to the last; the last one also feeds the other objectives."""
     interpolation: Literal["nearest", "trilinear"] = "nearest"
     """How a level is read at points."""
-    backend: Literal["native", "minkowski"] = "native"
-    """Who multiplies: plain PyTorch, or MinkowskiEngine where it is installed."""
 
     def options(self) -> dict[str, Any]:
         """What `students.build_student` takes."""
