@@ -1,4 +1,4 @@
-"""Pictures: components against NumPy's SVD, layout by its rules, and drawn pixels where they should be."""
+"""Pictures: layout by its rules, and drawn pixels where they should be."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hilda_cache.show import pca_colours, show_frame
-from hilda_cache.show.colours import BLOCK_ROWS, DARKEST, principal_components
+from hilda_cache.show import show_frame
 from hilda_cache.show.layout import GAP, PAGE, Box, arrange, paginate
 from hilda_cache.show.picture import DPI, PANEL, REACH_M, UNSEEN, Picture, dim, draw, forward_quarter, turn_about
 from hilda_schema import open_cache
+from hilda_schema.colours import pca_colours
 from hilda_schema.content import Pairs
 from hilda_schema.errors import NotInCache, UsageError
 from hilda_schema.testing import CAMERAS, tiny_cache
@@ -29,60 +29,6 @@ RED, GREEN, BLUE = np.eye(3)
 def rgb(colour: str | np.ndarray) -> list[int]:
     values = np.array(matplotlib.colors.to_rgb(colour)) * 255
     return np.rint(values).astype(int).tolist()
-
-
-# --- colours --------------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(5, 300), st.integers(3, 40))
-def test_components_are_those_of_numpys_svd(seed: int, count: int, channels: int) -> None:
-    rng = np.random.default_rng(seed)
-    spread = 2.0 ** -np.arange(channels)  # well apart, so that each direction is determined
-    features = (rng.normal(size=(count, channels)) * spread) @ np.linalg.qr(rng.normal(size=(channels, channels)))[0]
-    features += rng.normal(size=channels) * 10
-    expected = np.linalg.svd(features - features.mean(0), full_matrices=False)[2][:3]
-    found = principal_components(features)
-    assert found.shape == (3, channels)
-    np.testing.assert_allclose(np.abs((found * expected).sum(1)), 1, atol=1e-6)
-    for component in found:
-        assert component[np.abs(component).argmax()] > 0
-
-
-def test_colours_are_the_scaled_projections() -> None:
-    rng = np.random.default_rng(0)
-    features = (rng.normal(size=(2 * BLOCK_ROWS + 5, 6)) * [9, 5, 3, 1, 0.5, 0.1] + 40).astype(np.float32)
-    wide = features.astype(np.float64)
-    projected = (wide - wide.mean(0)) @ principal_components(features).T
-    low, high = np.percentile(projected, [1, 99], axis=0)
-    expected = DARKEST + (1 - DARKEST) * np.clip((projected - low) / (high - low), 0, 1)
-    np.testing.assert_allclose(pca_colours(features), expected, atol=1e-9)
-    assert (pca_colours(features) == 1).mean(0) == pytest.approx([0.01] * 3, abs=1e-3)
-
-
-def test_one_odd_point_does_not_make_the_others_alike() -> None:
-    features = np.random.default_rng(1).normal(size=(1000, 4)) * [3, 2, 1, 0.1]
-    before = pca_colours(features)
-    features[0] = [1e4, 0, 0, 0]
-    np.testing.assert_allclose(pca_colours(features)[1:, 0].std(), before[1:, 0].std(), rtol=0.1)
-
-
-@pytest.mark.parametrize(
-    ("features", "varying"),
-    [
-        (np.zeros((0, 8)), 0),
-        (np.full((20, 8), 3.3), 0),
-        (np.zeros((20, 8)), 0),
-        (np.outer(np.arange(20), np.ones(8)), 1),
-        (np.random.default_rng(0).normal(size=(20, 2)), 2),
-        (np.ones((1, 8)), 0),
-    ],
-)
-def test_components_that_do_not_exist_are_neutral(features: np.ndarray, varying: int) -> None:
-    colours = pca_colours(features.astype(np.float32))
-    assert colours.shape == (len(features), 3)
-    assert (colours[:, varying:] == (1 + DARKEST) / 2).all()
-    assert all(colours[:, k].std() > 0.1 for k in range(varying))
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------

@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hilda_cache.show.colours import pca_colours
+from hilda_schema.colours import pca_colours
 from hilda_schema.content import Pairs
 from hilda_schema.errors import NotInCache, UsageError
 from hilda_schema.reader import Cache, Frame
-
-__all__ = ["pca_colours", "show_frame"]
 
 
 def show_frame(
