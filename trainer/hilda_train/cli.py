@@ -54,12 +54,16 @@ def report(
     cache: Annotated[
         list[str] | None, typer.Option("--cache", "-c", help="The run's caches, to draw pictures from.")
     ] = None,
+    picture: Annotated[
+        list[Path] | None, typer.Option("--picture", "-p", help="A PNG to put on top, e.g. of hilda-cache show.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML to write; default: RUN/report.html.")] = None,
 ) -> None:
     """Write a report: curves, features on image positions and bird's-eye view, occupancy forecasts."""
     from hilda_train.report import write_report
 
-    typer.echo(f"wrote {write_report(run_folder, cache or [], out or run_folder / 'report.html')}", err=True)
+    written = write_report(run_folder, cache or [], out or run_folder / "report.html", picture or [])
+    typer.echo(f"wrote {written}", err=True)
 
 
 @app.command()

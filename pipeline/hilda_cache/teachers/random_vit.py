@@ -7,6 +7,7 @@ token to token and from layer to layer, and are the same on every machine.
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from hilda_cache.teachers.huggingface import quiet_transformers
+from hilda_schema.terminal import say
 
 _CARD = """---
 license: apache-2.0
@@ -73,3 +75,15 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
             parameter.zero_()
         else:  # normalisations and layer scales
             parameter.fill_(1.0)
+
+
+def main() -> None:
+    """`python -m hilda_cache.teachers.random_vit FOLDER`: write one with seed 0."""
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m hilda_cache.teachers.random_vit FOLDER")
+    folder = save_random_dinov2(sys.argv[1], seed=0)
+    say(f"{folder}: a DINOv2 of random weights; it has learnt nothing, so its features show structure, not meaning")
+
+
+if __name__ == "__main__":
+    main()

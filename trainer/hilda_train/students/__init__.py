@@ -16,9 +16,9 @@ from typing import Any
 
 from hilda_schema.errors import UsageError
 from hilda_train.students.points import PointBatch, Voxels, read_at_points
-from hilda_train.students.student import Student
+from hilda_train.students.student import Level, Student
 
-__all__ = ["STUDENTS", "PointBatch", "Student", "Voxels", "build_student", "read_at_points"]
+__all__ = ["STUDENTS", "Level", "PointBatch", "Student", "Voxels", "build_student", "read_at_points"]
 
 # name -> "module:class"; options are the class's own arguments
 STUDENTS = {

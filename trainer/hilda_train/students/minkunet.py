@@ -21,10 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from hilda_schema.errors import TrainError, UsageError
-from hilda_train.students.points import Interpolation, PointBatch, read_at_points
+from hilda_train.students.points import Interpolation, PointBatch, Voxels, point_rows, read_at_points
 from hilda_train.students.sparse import (
     BatchNorm,
     Geometry,
@@ -36,7 +36,7 @@ from hilda_train.students.sparse import (
     concatenate,
     relu,
 )
-from hilda_train.students.student import Student
+from hilda_train.students.student import Level, Student
 
 ENCODER_DEPTH = 4
 DECODER_LEVELS = ("block5", "block6", "block7", "block8", "final")
@@ -147,14 +147,19 @@ class MinkUNet(Student):
             width_of["final"] = out_channels
         self.channels = tuple(width_of[level] for level in self.levels)
 
-    def forward(self, batch: PointBatch) -> list[Tensor]:
-        """See `Student.forward`; the batch needs voxels."""
+    def encode(self, batch: PointBatch) -> list[Level]:
+        """See `Student.encode`; the batch needs voxels."""
         voxels = batch.voxels
         if voxels is None:
             raise TrainError("MinkUNet was given points without voxels", "voxelise every sweep before batching it")
         x = SparseTensor(voxels.feats, Geometry(voxels.coords, batch.batch_size))
         outputs = self.decode(x)
-        return [read_at_points(outputs[level], voxels, self.interpolation) for level in self.levels]
+        return [self._read(outputs[level], batch, voxels) for level in self.levels]
+
+    def _read(self, x: SparseTensor, batch: PointBatch, voxels: Voxels) -> Level:
+        if self.interpolation == "nearest":
+            return Level(x.feats, x.coords[:, 0].long(), point_rows(x, voxels))
+        return Level.of_points(read_at_points(x, voxels, self.interpolation), batch)
 
     def decode(self, x: SparseTensor) -> dict[str, SparseTensor]:
         """Run the U-Net on voxels of stride 1.

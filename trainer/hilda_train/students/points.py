@@ -122,17 +122,23 @@ def read_at_points(x: SparseTensor, voxels: Voxels, interpolation: Interpolation
     Returns:
         (N, C) in the dtype of `x.feats`.
     """
-    rows = voxels.point_to_voxel
-    stride = 1
-    while stride < x.stride:
-        rows = x.geometry.parents(stride)[rows]
-        stride *= 2
+    rows = point_rows(x, voxels)
     if interpolation == "nearest":
         return x.feats.index_select(0, rows)
     corners, weights = _enclosing(x, voxels.position, rows)
     feats = x.feats.to(torch.promote_types(x.feats.dtype, torch.float32))
     mean = F.embedding_bag(corners, feats, per_sample_weights=weights.to(feats.dtype), mode="sum")
     return mean.to(x.feats.dtype)
+
+
+def point_rows(x: SparseTensor, voxels: Voxels) -> Tensor:
+    """(N,) int64 row of `x` whose voxel holds each point."""
+    rows = voxels.point_to_voxel
+    stride = 1
+    while stride < x.stride:
+        rows = x.geometry.parents(stride)[rows]
+        stride *= 2
+    return rows
 
 
 def _enclosing(x: SparseTensor, position: Tensor, own_rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from hilda_schema.errors import TrainError, UsageError
 from hilda_train.students.neighbours import nearest_neighbours
 from hilda_train.students.points import PointBatch
 from hilda_train.students.sparse import RowBatchNorm
-from hilda_train.students.student import Student
+from hilda_train.students.student import Level, Student
 
 PLANES = ((0, 1), (0, 2), (1, 2))  # axes of the plane seen along z, y, x
 AXES = "xyz"
@@ -227,8 +227,8 @@ class WaffleIron(Student):
         self.spatial_mix = nn.ModuleList(SpatialMix(width, drop_path, activation) for _ in range(depth))
         self.channel_mix = nn.ModuleList(ChannelMix(width, drop_path, activation) for _ in range(depth))
 
-    def forward(self, batch: PointBatch) -> list[Tensor]:
-        """See `Student.forward`; neighbours are found here where the batch has none."""
+    def encode(self, batch: PointBatch) -> list[Level]:
+        """See `Student.encode`; neighbours are found here where the batch has none."""
         neighbours = batch.neighbours
         if neighbours is None:
             neighbours = nearest_neighbours(batch.xyz_m, batch.batch_index, self.neighbours)
@@ -241,7 +241,7 @@ class WaffleIron(Student):
             tokens = channel_mix(tokens, batch.batch_index, batch.batch_size)
             if depth in self.levels:
                 outputs[depth] = tokens
-        return [outputs[level] for level in self.levels]
+        return [Level.of_points(outputs[level], batch) for level in self.levels]
 
     def project(self, batch: PointBatch) -> list[Projection]:
         """Find the cells of all points on the three planes.

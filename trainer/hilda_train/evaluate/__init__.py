@@ -1,0 +1,1 @@
+"""What a pre-trained student is judged by."""
