@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hilda_schema.content import FrameContent, PartContent
 from hilda_schema.errors import CacheError
 from hilda_schema.features import present_cameras
-from hilda_schema.layout import POINT_COLUMNS
+from hilda_schema.layout import LIDAR, POINT_COLUMNS
 from hilda_schema.manifest import SAFE_NAME, Recipe
 
 
@@ -25,22 +25,31 @@ def check_content(recipe: Recipe, content: PartContent) -> None:
         raise CacheError(f"{content.part!r} cannot be the id of a part: it is not a plain file name")
     if tuple(content.camera_sizes_px) != recipe.dataset.cameras:
         raise CacheError(f"part {content.part} has other cameras than the recipe")
-    if not content.frames:
-        raise CacheError(f"part {content.part} has no frames")
-    for before, after in pairwise(content.frames):
-        if after.stamp_ns < before.stamp_ns or str(after.key) == str(before.key):
-            raise CacheError(f"frame {after.key} does not come after frame {before.key}")
+    _check_frames(recipe, content)
     columns = [column.name for column in POINT_COLUMNS if column.optional]
     with_points = [frame for frame in content.frames if len(frame.xyz_m)]
     for frame in content.frames:
-        if frame.key.scene != content.scene:
-            raise CacheError(f"frame {frame.key} is not of scene {content.scene}")
         _check_points(frame)
         _check_pairs(content, frame)
         _check_features(recipe, content, frame)
     for name in columns:
         if len({getattr(frame, name) is None for frame in with_points}) > 1:
             raise CacheError(f"part {content.part}: some frames have {name} and some have not")
+
+
+def _check_frames(recipe: Recipe, content: PartContent) -> None:
+    if not content.frames:
+        raise CacheError(f"part {content.part} has no frames")
+    for before, after in pairwise(content.frames):
+        if after.stamp_ns < before.stamp_ns or str(after.key) == str(before.key):
+            raise CacheError(f"frame {after.key} does not come after frame {before.key}")
+    if len({str(frame.key) for frame in content.frames}) != len(content.frames):
+        raise CacheError(f"part {content.part} names a frame twice")
+    if strange := {name for frame in content.frames for name in frame.absent} - {LIDAR, *recipe.dataset.cameras}:
+        raise CacheError(f"part {content.part}: {sorted(strange)[0]!r} is absent, but no camera of the store")
+    for frame in content.frames:
+        if frame.key.scene != content.scene:
+            raise CacheError(f"frame {frame.key} is not of scene {content.scene}")
 
 
 def _check_points(frame: FrameContent) -> None:

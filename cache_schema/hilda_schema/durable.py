@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hilda_schema.errors import CacheError
+from hilda_schema.errors import CacheError, CacheFull
 
 TEMPORARY = ".tmp-"
 _numbers = itertools.count()
@@ -25,13 +25,14 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the operating system says about a failed write into one line.
 
     Raises:
-        CacheError: the disk is full, the folder read-only, ...
+        CacheFull: the disk is full, or a quota or limit is reached.
+        CacheError: the folder is read-only, ...
     """
     try:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise CacheError(
+            raise CacheFull(
                 f"disk full (or over quota) while writing {path}", "free some space and run the same command again"
             ) from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:

@@ -9,6 +9,7 @@ HildaError
 │   ├── CacheNotFound   cache.not-found
 │   ├── CacheIncomplete cache.incomplete
 │   ├── CacheCorrupt    cache.corrupt   bytes are not the bytes that were sealed
+│   ├── CacheFull       cache.full      the disk is full, or a quota
 │   ├── CacheVersion    cache.version   written by a newer schema than this program reads
 │   ├── CacheConflict   cache.conflict  another recipe, or another writer, owns the store
 │   └── NotInCache      cache.absent    the frame, teacher, layer or camera is not stored
@@ -90,6 +91,12 @@ class CacheCorrupt(CacheError):
     """The bytes on disk are not the bytes that were sealed."""
 
     code = "cache.corrupt"
+
+
+class CacheFull(CacheError):
+    """The disk, or a quota on it, holds no more."""
+
+    code = "cache.full"
 
 
 class CacheVersion(CacheError):

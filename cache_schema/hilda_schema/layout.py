@@ -25,10 +25,13 @@ CHUNK_ROWS = 2**15
 CHUNK_BYTES = 2**19
 """Ragged arrays: a chunk is at most so many rows and about so many bytes, since frames begin anywhere in it."""
 
-RESERVED = frozenset({"points", "pairs", "present"})
-"""Folders of a part that no teacher may be called."""
+RESERVED = frozenset({"points", "pairs", "present", "seal.json", "zarr.json"})
+"""Folders and files of a part that no teacher may be called."""
 
-# Absent chunks must stand out in every Zarr reader: NaN, or the one value that no writer stores.
+LIDAR = "lidar"
+"""The name under which a frame's missing sweep is recorded beside its missing cameras."""
+
+# A lost chunk must stand out in every Zarr reader: NaN, or the value at the end of the range.
 FILL: dict[str, float | int | bool | str] = {
     "float16": "NaN",
     "float32": "NaN",
@@ -212,14 +215,15 @@ def check_names(recipe: Recipe) -> None:
     """Refuse teachers and names that no part can hold.
 
     Raises:
-        UsageError: a teacher is called like a folder of ours, or two teachers or layers share a name.
+        UsageError: a teacher is called like a folder or file of ours, two teachers or layers share a name, or a
+            camera's name is taken.
     """
     teachers = [teacher.name for teacher in recipe.teachers]
     if teachers and not recipe.dataset.cameras:
         raise UsageError("there are teachers but no cameras: a teacher would see nothing")
     for name in teachers:
-        if name in RESERVED:
-            raise UsageError(f"a teacher cannot be called {name!r}: the cache has a folder of that name")
+        if name.casefold() in RESERVED:
+            raise UsageError(f"a teacher cannot be called {name!r}: the cache has a folder or file of that name")
     # Compared without case, since some file systems do.
     for kind, names in [("teachers", teachers)] + [
         (f"layers of {teacher.name}", [layer.name for layer in teacher.layers]) for teacher in recipe.teachers
@@ -228,6 +232,8 @@ def check_names(recipe: Recipe) -> None:
             raise UsageError(f"two {kind} have one name: {', '.join(sorted(names))}")
     if len(set(recipe.dataset.cameras)) != len(recipe.dataset.cameras) or len(recipe.dataset.cameras) > 255:
         raise UsageError("the recipe's cameras are not up to 255 different names")
+    if LIDAR in recipe.dataset.cameras:
+        raise UsageError(f"a camera cannot be called {LIDAR!r}: absent sweeps are recorded under that name")
 
 
 def ragged_rows(rows: int, row_bytes: int) -> int:

@@ -108,11 +108,15 @@ class SelfChecked(Strict):
         if sha256_hex(canonical_json(content)) != value.get("self_sha256"):
             raise CacheCorrupt(f"{where} does not match its own checksum")
         try:
-            return cls.model_validate(value)
+            found = cls.model_validate(value)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, first["loc"]))
             raise CacheCorrupt(f"{where}: {field[:200]}: {first['msg'][:200]}") from None
+        # Else a left-out default or an integer for a number would give one content two files and two hashes.
+        if found.to_bytes() != data:
+            raise CacheCorrupt(f"{where} leaves out a field, or writes a number in another form")
+        return found
 
 
 def require_known_schema(version: object, where: str) -> None:

@@ -7,6 +7,7 @@ no others, every file's size, every `zarr.json`. The bytes of features are check
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from hilda_schema.errors import CacheCorrupt, CacheError, UsageError
 from hilda_schema.keys import Key
 from hilda_schema.layout import (
+    LIDAR,
     POINT_COLUMNS,
     ArraySpec,
     PartSizes,
@@ -88,7 +90,9 @@ def check_seal(seal: Seal, arrays: dict[str, ArraySpec], recipe: Recipe, where: 
         raise CacheCorrupt(f"{where} was made with another recipe than the store")
     if tuple(camera.name for camera in seal.cameras) != recipe.dataset.cameras:
         raise CacheCorrupt(f"{where} has other cameras than the store")
-    _check_frames(seal, where)
+    _check_frames(seal, recipe, where)
+    if seal.encoding_error.keys() != {f"{each.name}/{layer.name}" for each in recipe.teachers for layer in each.layers}:
+        raise CacheCorrupt(f"{where} does not say the encoding error of exactly the recipe's layers")
     expected = metadata_files(arrays, recipe)
     shards = {spec.shard_path: spec for spec in arrays.values() if spec.chunks}
     if odd := sorted(seal.files.keys() ^ (expected.keys() | shards.keys())):
@@ -102,8 +106,14 @@ def check_seal(seal: Seal, arrays: dict[str, ArraySpec], recipe: Recipe, where: 
             raise CacheCorrupt(f"{where}: {path} does not have the size of its array")
 
 
-def _check_frames(seal: Seal, where: str) -> None:
+def _check_frames(seal: Seal, recipe: Recipe, where: str) -> None:
+    if len({frame.key for frame in seal.frames}) != len(seal.frames):
+        raise CacheCorrupt(f"{where} names a frame twice")
+    if any(after.stamp_ns < before.stamp_ns for before, after in pairwise(seal.frames)):
+        raise CacheCorrupt(f"{where}: its frames are not in the order of time")
     for frame in seal.frames:
+        if strange := sorted(frame.absent.keys() - {LIDAR, *recipe.dataset.cameras}):
+            raise CacheCorrupt(f"{where}: {strange[0][:200]!r} is absent, but no camera of the store")
         try:
             key = Key.parse(frame.key)
         except UsageError as error:
@@ -163,8 +173,9 @@ class OpenPart:
         """Rows [start, stop) of one frame in the ragged arrays "points" or "pairs"."""
         offset = self.read_whole(f"{ragged}/offset")
         start, stop = int(offset[row]), int(offset[row + 1])
-        if stop - start != getattr(self.frames[row], ragged) or start < 0:
-            raise self._damaged(f"{ragged}/offset", row, f"gives {stop - start} {ragged}, the seal another number")
+        *before, count = (getattr(frame, ragged) for frame in self.frames[: row + 1])
+        if (start, stop) != (sum(before), sum(before) + count):
+            raise self._damaged(f"{ragged}/offset", row, f"gives rows {start} to {stop}, the seal others")
         return start, stop
 
     def read_rows(self, path: str, start: int, stop: int, row: int | None = None) -> NDArray[Any]:

@@ -118,7 +118,7 @@ class Cache:
         if not self._allow_partial:
             raise CacheIncomplete(
                 f"{storage.name} has {len(found)} of {manifest.planned_parts} parts",
-                "run the extraction again to finish it, or open it as it is with allow_partial=True (--allow-partial)",
+                "run the extraction again to finish it, or open it as it is with allow_partial=True",
             )
         return frames_table(reading_order(found))
 

@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 
 from hilda_schema.errors import CacheCorrupt, CacheNotFound, UsageError
-from hilda_schema.layout import check_names, group_metadata
+from hilda_schema.layout import check_names, group_metadata, root_metadata
 from hilda_schema.manifest import Manifest, PartEntry, Recipe, canonical_json, sha256_hex
 from hilda_schema.part import METADATA_LIMIT
 from hilda_schema.storage import Storage
@@ -34,14 +34,14 @@ def load_manifest(storage: Storage) -> Manifest:
     where = f"{storage.name}/{MANIFEST}"
     try:
         manifest = Manifest.from_bytes(storage.read(MANIFEST, MANIFEST_LIMIT), where)
+        _check_manifest(manifest, where)
+        return manifest
     except FileNotFoundError:
         if storage.folders("parts"):
             raise CacheCorrupt(f"{where} is missing, but there are parts", rebuild_command(storage)) from None
         raise CacheNotFound(f"no cache at {storage.name}", "make one with: hilda-cache extract") from None
     except CacheCorrupt as error:
         raise CacheCorrupt(error.message, rebuild_command(storage)) from None
-    _check_manifest(manifest, where)
-    return manifest
 
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
@@ -52,8 +52,19 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         raise CacheCorrupt(f"{where}: {error.message}") from None
     if len({entry.part for entry in manifest.parts}) != len(manifest.parts):
         raise CacheCorrupt(f"{where} lists a part twice")
-    if manifest.state == "complete" and manifest.root_sha256 != root_sha256(manifest.parts):
+    if manifest.state == "complete":
+        _check_complete(manifest, where)
+
+
+def _check_complete(manifest: Manifest, where: str) -> None:
+    if manifest.root_sha256 != root_sha256(manifest.parts):
         raise CacheCorrupt(f"{where}: its root hash is not that of its parts")
+    if manifest.planned_parts != len(manifest.parts):
+        raise CacheCorrupt(f"{where} lists {len(manifest.parts)} of {manifest.planned_parts} parts as complete")
+    if manifest.frames != sum(entry.frames for entry in manifest.parts):
+        raise CacheCorrupt(f"{where}: its parts do not have {manifest.frames} frames")
+    if manifest.group_sha256 != sha256_hex(root_metadata(manifest.recipe)):
+        raise CacheCorrupt(f"{where}: the {GROUP} that it names is not what the recipe makes it")
 
 
 def load_table(storage: Storage, manifest: Manifest) -> pa.Table:

@@ -133,7 +133,9 @@ def parse_table(data: bytes, frames: int, where: str) -> pa.Table:
         CacheCorrupt: it is not such a table, or would be much larger in memory than on disk.
     """
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        # Neither pre-buffering nor threads: Arrow's pools are still starting when a short process already ends, and
+        # then abort it.
+        file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
         _check_bounds(file.metadata, len(data), frames, where)
         table = file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -115,7 +115,7 @@ class Meter:
         now = time.monotonic()
         note = self.describe(self.done, self.total, now - self._began)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, note=note)
+            self._bar.update(self._task, completed=self.done, total=self.total, note=note)
         elif now - self._spoke >= self.PLAIN_EVERY_S or self.done == self.total:
             self._spoke = now
             say(f"{self.title} {self.done}/{self.total} {note}")
@@ -123,6 +123,11 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """A number of things: 1 frame, 2 frames; `nouns` where an s does not do."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
 def human_bytes(count: float) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from crc32c import crc32c
 
+from hilda_schema.encoding import errors_of_store
 from hilda_schema.errors import CacheCorrupt, CacheError, HildaError, UsageError
 from hilda_schema.layout import ArraySpec, group_metadata
 from hilda_schema.manifest import FileSeal, Manifest, PartEntry, Recipe, Seal, sha256_hex
@@ -110,6 +111,8 @@ class _Audit:
         report = self.report
         manifest = self._manifest()
         self.found = self.storage.walk("")
+        if manifest is not None:
+            self._count(len(manifest.to_bytes()))
         listed = [entry.part for entry in manifest.parts] if manifest else []
         parts = listed if manifest and manifest.state == "complete" else self._sealed()
         report.planned_parts = manifest.planned_parts if manifest else len(parts)
@@ -136,7 +139,6 @@ class _Audit:
         except CacheCorrupt as error:
             self._wrong(MANIFEST, error.message)
             return None
-        self._count(len(manifest.to_bytes()))
         return manifest
 
     def _sealed(self) -> list[str]:
@@ -179,6 +181,15 @@ class _Audit:
                 self._wrong(path, "is missing")
             except CacheError as error:
                 self._wrong(path, error.message)
+        if parts is not None:
+            self._summary(manifest, reading_order(parts))
+
+    def _summary(self, manifest: Manifest, ordered: list[tuple[Seal, PartEntry]]) -> None:
+        """Check what the manifest derives from the seals beside their hashes."""
+        if manifest.parts != tuple(entry for _, entry in ordered):
+            self._wrong(MANIFEST, "does not list the parts in reading order")
+        if manifest.encoding_error != errors_of_store([seal for seal, _ in ordered]):
+            self._wrong(MANIFEST, "does not say the encoding error that the seals say")
 
     def _part(self, part: str, manifest: Manifest | None) -> tuple[Seal, PartEntry] | None:
         """Check one part; its seal and entry where the seal can be trusted."""

@@ -30,7 +30,7 @@ from hilda_schema.durable import (
     write_synced,
     writing,
 )
-from hilda_schema.encoding import merge_errors
+from hilda_schema.encoding import errors_of_store
 from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheIncomplete, CacheNotFound
 from hilda_schema.features import encode_part
 from hilda_schema.layout import POINT_COLUMNS, PartSizes, check_names, group_metadata, part_arrays, root_metadata
@@ -327,7 +327,6 @@ def _write_root(store: Path, template: Manifest, parts: list[tuple[Seal, PartEnt
     ordered = reading_order(parts)
     table = frames_table(ordered)
     frames, group = table_bytes(table), root_metadata(template.recipe)
-    layers = sorted({layer for seal, _ in ordered for layer in seal.encoding_error})
     entries = tuple(entry for _, entry in ordered)
     manifest = template.model_copy(
         update={
@@ -336,10 +335,7 @@ def _write_root(store: Path, template: Manifest, parts: list[tuple[Seal, PartEnt
             "frames": table.num_rows,
             "frames_sha256": sha256_hex(frames),
             "group_sha256": sha256_hex(group),
-            "encoding_error": {
-                layer: merge_errors(seal.encoding_error[layer] for seal, _ in ordered if layer in seal.encoding_error)
-                for layer in layers
-            },
+            "encoding_error": errors_of_store([seal for seal, _ in ordered]),
             "root_sha256": root_sha256(entries),
         }
     )

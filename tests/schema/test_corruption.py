@@ -190,11 +190,13 @@ def test_random_damage_never_goes_unnoticed(whole: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_much_random_damage_never_goes_unnoticed(whole: Path, tmp_path: Path) -> None:
     assert run(whole, tmp_path, range(150, 3000)) == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_bit_of_the_small_files_matters(tmp_path: Path) -> None:
     store = tiny_cache(tmp_path / "cache", scenes=1, frames=1, points=5)
     missed = []

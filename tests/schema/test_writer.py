@@ -130,6 +130,7 @@ def test_a_crash_at_any_step_leaves_nothing_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_crash_at_every_step_leaves_nothing_wrong(tmp_path: Path) -> None:
     steps, wrong = crash_points(tmp_path, stride=1)
     assert wrong == []
