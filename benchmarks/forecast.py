@@ -1,6 +1,6 @@
 """Does the occupancy diffusion foresee motion? Its forecasts against the present carried forward, on unseen scenes.
 
-    python benchmarks/forecast.py [--work FOLDER] [--scenes 20] [--steps 1500]
+    python benchmarks/forecast.py [--work FOLDER] [--scenes 20] [--steps 1000]
 
 Makes a synthetic drive and its cache, trains the temporal occupancy objective alone (a small student, so that a laptop
 does it in half an hour), and compares DDIM samples on held-out scenes with the sweep of t0 carried forward. Moving cells are those
@@ -34,8 +34,11 @@ OPTIONS = (
     "objectives.point.weight=0",
     "objectives.global_context.weight=0",
     "student.levels=[block8]",
-    "student.voxels={size: [0.4, 0.4, 0.4]}",
+    "student.voxels={size: [0.8, 0.8, 0.4]}",
+    "objectives.occupancy.range_m=32",
+    "objectives.occupancy.blocks=1",
     "data.batch_size=4",
+    "train.epochs=null",
     "train.checkpoint_every=100",
     "train.log_every=10",
     "train.ema=0.995",
@@ -48,7 +51,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("forecast-out"))
     parser.add_argument("--scenes", type=int, default=20)
     parser.add_argument("--frames", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=8)
     arguments = parser.parse_args()
     drive, cache, run = (arguments.work / name for name in ("drive", "cache", "run"))

@@ -32,7 +32,7 @@ from hilda_schema.encoding import ChannelStatistics, decode_float16, decode_int8
 from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheIncomplete, NotInCache, UsageError
 from hilda_schema.keys import Key
 from hilda_schema.layout import POINT_COLUMNS, layer_path
-from hilda_schema.manifest import LayerInfo, Manifest, TeacherInfo
+from hilda_schema.manifest import LayerInfo, Manifest, PartEntry, Seal, TeacherInfo
 from hilda_schema.part import OpenPart, entry_of, open_part, read_seal, verify_command
 from hilda_schema.root import load_manifest, load_table
 from hilda_schema.sampling import Mode, sample_grid
@@ -98,13 +98,16 @@ class Cache:
         self.manifest: Manifest = load_manifest(storage)
         if self.manifest.state == "complete":
             self.frames: pa.Table = load_table(storage, self.manifest)
-            self._seals = {entry.part: entry.seal_sha256 for entry in self.manifest.parts}
+            self.parts: tuple[PartEntry, ...] = self.manifest.parts
         else:
-            self.frames = self._partial_table()
-            self._seals = dict(zip(*(self.frames[name].to_pylist() for name in ("part", "seal_sha256")), strict=True))
+            found = self._sealed_parts()
+            self.frames = frames_table(found)
+            self.parts = tuple(entry for _, entry in found)
+        self._seals = {entry.part: entry.seal_sha256 for entry in self.parts}
         self._parts = _RecentParts()
 
-    def _partial_table(self) -> pa.Table:
+    def _sealed_parts(self) -> list[tuple[Seal, PartEntry]]:
+        """The parts of an unfinished store, in reading order."""
         storage, manifest = self._storage, self.manifest
         names = [name for name in storage.folders("parts") if not name.startswith(".")]
         found = []
@@ -120,7 +123,7 @@ class Cache:
                 f"{storage.name} has {len(found)} of {manifest.planned_parts} parts",
                 "run the extraction again to finish it, or open it as it is with allow_partial=True",
             )
-        return frames_table(reading_order(found))
+        return reading_order(found)
 
     def __getstate__(self) -> dict[str, Any]:
         return {

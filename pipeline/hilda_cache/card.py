@@ -7,7 +7,7 @@ from typing import Any
 
 from hilda_schema.manifest import Manifest, TeacherInfo
 from hilda_schema.reader import Cache
-from hilda_schema.terminal import human_bytes
+from hilda_schema.terminal import counted, human_bytes
 
 
 def card_json(cache: Cache) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def totals(cache: Cache) -> dict[str, Any]:
     return {
         "frames": len(cache),
         "scenes": len(set(frames.column("scene").to_pylist())),
-        "parts": len(cache.manifest.parts),
-        "bytes": sum(part.bytes for part in cache.manifest.parts),
+        "parts": len(cache.parts),
+        "bytes": sum(part.bytes for part in cache.parts),
         "points": _sum(frames, "points"),
         "points_dropped": _sum(frames, "points_dropped"),
         "points_seen": _sum(frames, "points_seen"),
@@ -45,12 +45,16 @@ def card_text(cache: Cache) -> str:
     coverage = sums["points_seen"] / sums["points"] if sums["points"] else 0.0
     lines = [
         f"Teacher cache of {recipe.dataset.name}{version}, schema {manifest.schema_version}, {manifest.state}",
-        f"  content   sha256:{manifest.root_sha256}" if manifest.root_sha256 else "  content   not complete yet",
-        f"  frames    {sums['frames']} in {sums['scenes']} scenes, {sums['parts']} parts, {human_bytes(sums['bytes'])}",
+        f"  content   sha256:{manifest.root_sha256}"
+        if manifest.root_sha256
+        else f"  content   not complete yet: {sums['parts']} of {counted(manifest.planned_parts, 'part')}",
+        f"  frames    {sums['frames']:,} in {counted(sums['scenes'], 'scene')}, {counted(sums['parts'], 'part')}, "
+        f"{human_bytes(sums['bytes'])}",
         f"  cameras   {', '.join(recipe.dataset.cameras) or 'none'}",
         f"  points    {sums['points']:,}, {coverage:.0%} seen by a camera, {sums['pairs']:,} point-camera pairs",
-        f"  dropped   {sums['points_dropped']:,} points that were not finite",
-        f"  absent    {sums['absences']} images or sweeps in {sums['frames_with_absences']} frames",
+        f"  dropped   {counted(sums['points_dropped'], 'point')} that were not finite",
+        f"  absent    {counted(sums['absences'], 'image or sweep', 'images or sweeps')} "
+        f"in {counted(sums['frames_with_absences'], 'frame')}",
         f"  encoding  {recipe.encoding.kind} {recipe.encoding.dtype}{_error_text(manifest)}",
         f"  pairs     depth > {recipe.projection.min_depth_m} m; occlusion: {recipe.projection.occlusion}",
         f"  ground    {recipe.projection.ground}",

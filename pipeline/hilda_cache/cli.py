@@ -26,7 +26,11 @@ Dataset = Annotated[
     str, typer.Option("--dataset", "-d", help="nuscenes, pandaset, kitti_raw, semantickitti or argoverse2.")
 ]
 DatasetOption = Annotated[
-    list[str] | None, typer.Option("--option", help="Reader option KEY=VALUE, e.g. version=v1.0-mini, lidar=both.")
+    list[str] | None, typer.Option("--option", help="Reader option KEY=VALUE, e.g. version=v1.0-mini, poses=identity.")
+]
+Lidar = Annotated[
+    str | None,
+    typer.Option(help="Which LiDAR of PandaSet: pandar64, pandargt or both.", show_default="pandar64"),
 ]
 TeacherOption = Annotated[
     list[str],
@@ -70,6 +74,7 @@ def extract(
     image_size: ImageSize = None,
     norm: Norm = None,
     option: DatasetOption = None,
+    lidar: Lidar = None,
     scenes: Scenes = None,
     frames: Frames = ":",
     cameras: Cameras = None,
@@ -95,7 +100,7 @@ def extract(
     from hilda_cache.options import build_request
 
     request = build_request(
-        root, dataset, teacher, layers, image_size, norm, option, scenes, frames, cameras, encoding, precision,
+        root, dataset, teacher, layers, image_size, norm, option, lidar, scenes, frames, cameras, encoding, precision,
         missing, part_frames, no_points, trust_remote_code, allow_pickled_weights,
     )  # fmt: skip
     if dry_run:
@@ -113,6 +118,7 @@ def plan(
     image_size: ImageSize = None,
     norm: Norm = None,
     option: DatasetOption = None,
+    lidar: Lidar = None,
     scenes: Scenes = None,
     frames: Frames = ":",
     cameras: Cameras = None,
@@ -131,7 +137,7 @@ def plan(
     from hilda_cache.options import build_request
 
     request = build_request(
-        root, dataset, teacher, layers, image_size, norm, option, scenes, frames, cameras, encoding, precision,
+        root, dataset, teacher, layers, image_size, norm, option, lidar, scenes, frames, cameras, encoding, precision,
         missing, part_frames, no_points, trust_remote_code, allow_pickled_weights,
     )  # fmt: skip
     raise typer.Exit(commands.plan(request, out, workers, as_json=as_json))
@@ -153,13 +159,21 @@ def verify(
     teacher: Annotated[list[str] | None, typer.Option("--teacher", "-t", help="[NAME=]SPEC, for --deep.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read everything again and check every checksum and count. Exits with 3 when something is wrong."""
+    """Read everything again and check every checksum and count. Exits with 3 when something is wrong or missing."""
     from hilda_cache import commands
 
     if deep and (root is None or not teacher):
         raise UsageError("--deep needs the drive and the teachers", "add --root FOLDER and --teacher [NAME=]SPEC")
     sound = commands.verify(store, deep, root, teacher or [], as_json=as_json)
     raise typer.Exit(0 if sound else EXIT_INCOMPLETE)
+
+
+@app.command()
+def repair(store: Annotated[str, typer.Argument(help="The cache's folder.", show_default=False)]) -> None:
+    """Restore a cache's manifest and table of frames from its sealed parts; no part is touched."""
+    from hilda_cache import commands
+
+    commands.repair(store)
 
 
 @app.command()

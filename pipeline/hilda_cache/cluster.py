@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -60,21 +62,38 @@ def _local(workers: int) -> Iterator[Any]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
     }
-    with dask.config.set(settings):
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # any free port: two extractions may share a machine
-            silence_logs=logging.CRITICAL,  # a failure comes back as an error; the log would be its second telling
-        )
+    cluster = None
     try:
+        with dask.config.set(settings), _beyond_ctrl_c():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # any free port: two extractions may share a machine
+                silence_logs=logging.CRITICAL,  # a failure comes back as an error; the log would be its second telling
+            )
         with Client(cluster) as client:
             yield client
     finally:
-        with suppress(TimeoutError):
-            cluster.close(timeout=10)
+        if cluster is not None:
+            with suppress(TimeoutError):
+                cluster.close(timeout=10)
+
+
+@contextmanager
+def _beyond_ctrl_c() -> Iterator[None]:
+    """Start processes that never see SIGINT; one that arrives meanwhile is delivered here afterwards.
+
+    A terminal sends it to every process of a command, but only the client is to act on it: a worker prints a traceback.
+    A blocked signal stays blocked in the threads and processes that are started meanwhile, and in theirs.
+    """
+    resource_tracker.ensure_running()  # to start it later would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hilda_cache.cluster import connect, default_workers
-from hilda_cache.extract import ExtractReport
+from hilda_cache.extract import ExtractReport, check_request
 from hilda_cache.extract import extract as run_extract
-from hilda_cache.request import ExtractRequest
-from hilda_schema.errors import HildaError, UsageError
+from hilda_cache.request import DriveSpec, ExtractRequest
+from hilda_schema.errors import CacheError, HildaError, UsageError
 from hilda_schema.reader import Cache, open_cache
 from hilda_schema.terminal import (
     EXIT_INCOMPLETE,
     Interrupted,
     Meter,
+    counted,
     human_bytes,
     human_seconds,
     interruptible,
@@ -41,6 +43,7 @@ def extract(
         nonlocal meter
         for teacher in recipe.teachers:
             say(f"teacher {teacher.name}: {teacher.precision_reason}")
+        say(f"{counted(report.planned, 'part')} of at most {counted(recipe.part_frames, 'frame')}")
         meter = Meter("parts", report.planned, lambda done, total, s: _rate(report, done, total, s))
         meter.__enter__()
 
@@ -48,6 +51,8 @@ def extract(
         if meter is not None:
             meter.advance()
 
+    check_request(request, store)
+    say(f"asking {scheduler}" if scheduler else f"starting {counted(workers or default_workers(), 'worker')}")
     try:
         with interruptible(), connect(workers, scheduler, insecure=insecure) as client:
             report = run_extract(request, store, client, on_start, on_part)
@@ -93,16 +98,17 @@ def _conclude(report: ExtractReport, store: Path, as_json: bool) -> int:
 def _say_summary(report: ExtractReport, store: Path, sums: dict[str, Any]) -> None:
     coverage = sums["points_seen"] / sums["points"] if sums["points"] else 0.0
     say(
-        f"{store}: {sums['frames']} frames in {sums['parts']} parts ({report.reused} were there already), "
-        f"{report.images} images seen, {sums['pairs']:,} point-camera pairs, {coverage:.0%} of points seen, "
-        f"{human_bytes(sums['bytes'])}"
+        f"{store}: {counted(sums['frames'], 'frame')} in {counted(sums['parts'], 'part')} ({report.reused} there "
+        f"already), {counted(report.images, 'image')} seen, {counted(sums['pairs'], 'point-camera pair')}, "
+        f"{coverage:.0%} of points seen, {human_bytes(sums['bytes'])}"
     )
     if report.seconds:
         say("worker time: " + ", ".join(f"{name} {human_seconds(s)}" for name, s in sorted(report.seconds.items())))
     if sums["points_dropped"]:
         say(f"{sums['points_dropped']:,} points were not finite and are left out")
     if sums["absences"]:
-        say(f"{sums['absences']} sensor files are absent in {sums['frames_with_absences']} frames (exit code 3)")
+        frames = counted(sums["frames_with_absences"], "frame")
+        say(f"{counted(sums['absences'], 'image or sweep', 'images or sweeps')} absent in {frames} (exit code 3)")
 
 
 def plan(request: ExtractRequest, store: Path, workers: int | None, *, as_json: bool) -> int:
@@ -114,14 +120,18 @@ def plan(request: ExtractRequest, store: Path, workers: int | None, *, as_json: 
         print_json(made.to_json())
     else:
         lines = [
-            f"{made.frames} frames in {made.parts} parts, {made.images} images ({made.missing_images} missing)",
+            f"{counted(made.frames, 'frame')} in {counted(made.parts, 'part')}, {counted(made.images, 'image')} "
+            f"({made.missing_images:,} missing)",
             f"{made.points_per_frame:,.0f} points and {made.pairs_per_frame:,.0f} point-camera pairs a frame",
         ]
         for name, size in made.bytes_by_encoding.items():
             lines.append(f"  {name:14} {human_bytes(size)}{'   <- this one' if name == made.encoding else ''}")
         lines += [
-            f"{made.files} files; {human_bytes(made.free_bytes)} free: it {'fits' if made.fits else 'does NOT fit'}",
-            f"{made.seconds_per_image:.3f} s per image, {human_seconds(made.hours * 3600)} with {made.workers} workers",
+            f"{counted(made.files, 'file')}; {human_bytes(made.free_bytes)} free: "
+            f"it {'fits' if made.fits else 'does NOT fit'}",
+            f"{made.seconds_per_image:.3f} s per image for the teachers, {made.seconds_per_frame:.2f} s a frame with "
+            f"reading and projecting: {human_seconds(made.hours * 3600)} with {counted(made.workers, 'worker')}, "
+            "writing not counted",
         ]
         sys.stdout.write("\n".join(lines) + "\n")
     if made.missing_images and request.missing == "fail":
@@ -142,9 +152,16 @@ def info(store: str, *, as_json: bool) -> None:
 
 
 def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_json: bool) -> bool:
-    """Check a store; whether it is sound."""
+    """Check a store; whether it is sound and complete."""
     from hilda_schema.verify import verify as run_verify
 
+    live = None
+    if deep and root is not None:
+        from hilda_cache.deep import compare_frames, live_request
+
+        # What is wrong with the request is said before hours are spent on reading a large store; of the store, after.
+        with suppress(CacheError):
+            live = live_request(open_cache(store, allow_partial=True).manifest.recipe, root, teachers)
     meter = Meter("files", 0, lambda done, total, s: human_seconds(s))
 
     def on_progress(done: int, total: int) -> None:
@@ -155,31 +172,53 @@ def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_
         report = run_verify(store, on_progress)
     problems = [str(problem) for problem in report.problems]
     compared: list[dict[str, Any]] = []
-    if deep and root is not None and not problems:
-        from hilda_cache.deep import compare_frames
-
-        compared, differing = compare_frames(open_cache(store), deep, root, teachers)
+    if live is not None and not problems:
+        compared, differing = compare_frames(open_cache(store, allow_partial=True), deep, live)
         problems += differing
     if as_json:
-        print_json({"sound": not problems, "problems": problems, "files": report.files, "deep": compared})
+        state = {"sound": not problems, "complete": report.complete, "problems": problems, "files": report.files}
+        print_json(state | {"deep": compared})
     for problem in problems:
         say(f"wrong: {problem}")
     if problems:
-        say(f"{len(problems)} problems")
+        say(counted(len(problems), "problem"))
         for part in report.damaged_parts:
             say(f"  -> rm -r {store}/parts/{part}, then run the extraction again: it makes what is missing")
     else:
-        say(f"{store}: {report.files} files, {human_bytes(report.bytes)}, all as sealed")
+        say(f"{store}: {counted(report.files, 'file')}, {human_bytes(report.bytes)}, all as sealed")
+        if not report.complete:
+            say(f"its extraction has not finished: {report.parts} of {counted(report.planned_parts, 'part')} are there")
     for row in compared:
-        say(f"deep: {row['frame']}: cosine >= {row['cosine_min']:.6f} in every layer")
-    return not problems
+        least = row["cosine_min"]
+        found = "no pair to compare" if least is None else f"cosine >= {least:.6f} in every layer"
+        say(f"deep: {row['frame']}: {found}")
+    return not problems and report.complete
+
+
+def repair(store: str) -> None:
+    """Derive a store's root anew from its parts.
+
+    Raises:
+        UsageError: the store is not a folder here.
+        CacheConflict: somebody writes to it.
+        CacheCorrupt: a part is damaged, or there is none.
+    """
+    from hilda_cache.lock import locked
+    from hilda_schema.writer import rebuild
+
+    folder = Path(store)
+    if not (folder / "parts").is_dir():
+        raise UsageError(f"{store} has no folder of parts here", "give the folder of a cache; copy a remote one first")
+    with locked(folder):
+        manifest = rebuild(folder)
+    say(f"{store}: {len(manifest.parts)} parts, {manifest.frames} frames, content {manifest.root_sha256}")
 
 
 def show(store: str, out: Path, frame: int, teacher: str | None, layers: list[str] | None, root: Path | None) -> None:
     """Draw one frame."""
     from hilda_cache.show import show_frame
 
-    cache = open_cache(store)
+    cache = open_cache(store, allow_partial=True)
     if not cache.teachers:
         raise UsageError("the store has no teacher to show")
     name = teacher or next(iter(cache.teachers))
@@ -191,22 +230,18 @@ def show(store: str, out: Path, frame: int, teacher: str | None, layers: list[st
 def frame_images(cache: Cache, index: int, root: Path) -> dict[str, Any]:
     """The original images of a frame, camera -> (H, W, 3) uint8; those that cannot be read are left out."""
     from hilda_cache.images import read_image
-    from hilda_cache.request import DriveSpec
+    from hilda_cache.parts import find_frame
 
-    dataset = cache.manifest.recipe.dataset
-    drive = DriveSpec(dataset.name, str(root.resolve()), tuple(sorted(dataset.options.items()))).open()
-    key = cache[index].key
-    found = next((each for each in drive.frames(key.scene) if each.key == key), None)
-    if found is None:
-        raise UsageError(f"frame {key} is not in {root}", "give the drive that the cache was made from")
+    drive = DriveSpec.of_store(cache.manifest.recipe.dataset, root).open()
     images = {}
-    for view in found.cameras:
+    for view in find_frame(drive, cache[index].key).cameras:
+        name = view.image_path.relative_to(drive.root).as_posix()
         try:
-            image = read_image(view.image_path.read_bytes(), view.image_path.name)
-        except (OSError, HildaError) as error:
-            say(f"no picture behind {view.name}: {error}")
-            continue
-        images[view.name] = image.numpy() if hasattr(image, "numpy") else image
+            images[view.name] = read_image(view.image_path.read_bytes(), name).numpy()
+        except OSError as error:
+            say(f"no picture behind {view.name}: {name}: {error.strerror}")
+        except HildaError as error:
+            say(f"no picture behind {view.name}: {error.message}")
     return images
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hilda_cache.lock import locked
-from hilda_cache.parts import PartOutcome, PartPlan, plan_parts
-from hilda_cache.request import ExtractRequest
-from hilda_schema.errors import CacheConflict, HildaError, UsageError
+from hilda_cache.parts import PartOutcome, PartPlan, plan_parts, select_cameras
+from hilda_cache.request import ExtractRequest, open_drive_once
+from hilda_schema.durable import writing
+from hilda_schema.errors import CacheConflict, CacheFull, HildaError
 from hilda_schema.manifest import Manifest, PartEntry, Recipe
 from hilda_schema.writer import finish_store, read_manifest, start_store, sweep_temporary
 
+OWN_NAMES = {"manifest.json", ".lock", "parts", "zarr.json", "frames.parquet"}  # what a store without manifest may hold
 TASKS_PER_WORKER = 2  # one running, one waiting: enough that no worker idles while the client answers
 
 
@@ -42,6 +45,20 @@ class ExtractReport:
         return len(self.entries) == self.planned
 
 
+def check_request(request: ExtractRequest, store: Path) -> None:
+    """Find what is wrong with a request without workers or models: seconds before they would, or hours.
+
+    Raises:
+        UsageError: the selection names a scene or camera that is not there, or holds no frame.
+        DriveError: the drive cannot be opened.
+        CacheConflict: the store's folder holds something else.
+    """
+    check_folder(store)
+    drive = open_drive_once(request.drive)
+    select_cameras(drive, request.selection)
+    plan_parts(drive, request.selection, request.part_frames or 1)
+
+
 def extract(
     request: ExtractRequest,
     store: Path,
@@ -60,22 +77,17 @@ def extract(
 
     Raises:
         CacheConflict: the store has another recipe, or another process writes to it.
-        UsageError: the selection holds no frame.
         HildaError: the request cannot be resolved (drive, teacher). Failures of single parts are in the report.
     """
-    prepare_folder(store)
-    with locked(store):
+    check_request(request, store)
+    with made_folder(store), locked(store):
         sweep_temporary(store)
         settled = read_manifest(store) if (store / "manifest.json").exists() else None
         # Resolved where the models are loaded anyway: the client itself never needs torch.
         recipe, software = client.submit(_resolve, request, settled and settled.recipe, pure=False).result()
         if settled is not None:
             refuse_other_recipe(store, settled, recipe, software)
-        plans = plan_parts(request.drive.open(), request.selection, recipe.part_frames)
-        if not plans:
-            raise UsageError(
-                "the selection holds no frame", "look at the drive with --dry-run, widen --scenes or --frames"
-            )
+        plans = plan_parts(open_drive_once(request.drive), request.selection, recipe.part_frames)
         report = ExtractReport(planned=len(plans))
         # A complete store stays readable while it is only checked again.
         if settled is None or settled.state == "partial" or settled.planned_parts != len(plans):
@@ -91,25 +103,36 @@ def extract(
     return report
 
 
-def prepare_folder(store: Path) -> None:
-    """Make the store's folder; never write into a folder that holds something else.
+def check_folder(store: Path) -> None:
+    """Never write into a folder that holds something else.
 
     Raises:
-        CacheConflict: the folder has content but no manifest of ours.
+        CacheConflict: the folder has content but no manifest of ours, or is no folder.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    strangers = {path.name for path in store.iterdir()} - {
-        "manifest.json",
-        ".lock",
-        "parts",
-        "zarr.json",
-        "frames.parquet",
-    }
-    ours = (store / "manifest.json").exists()
-    if not ours and strangers:
+    if not store.exists():
+        return
+    if not store.is_dir():
+        raise CacheConflict(f"{store} is a file", "give a folder with --out")
+    if (store / "manifest.json").exists():
+        return
+    if strangers := {path.name for path in store.iterdir()} - OWN_NAMES:
         raise CacheConflict(
             f"{store} is not a cache and not empty (it holds {sorted(strangers)[0]!r})", "give another --out"
         )
+
+
+@contextmanager
+def made_folder(store: Path) -> Iterator[None]:
+    """Make the store's folder; a new one in which nothing was written (a layer mistyped) goes again."""
+    new = not store.exists()
+    with writing(store):
+        store.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):  # it holds the beginnings of a store
+                store.rmdir()
 
 
 def refuse_other_recipe(store: Path, settled: Manifest, asked: Recipe, software: dict[str, str]) -> None:
@@ -173,6 +196,8 @@ def run_parts(
         plan = running.pop(future)
         if (failure := future.exception()) is not None:
             report.failures[plan] = error_of(failure)
+            if isinstance(failure, CacheFull):
+                waiting.clear()  # the others would be computed for nothing
         else:
             outcome = future.result()
             report.entries[plan] = outcome.entry

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hilda_schema.durable import writing
 from hilda_schema.errors import CacheConflict
 
 NAME = ".lock"
@@ -24,10 +25,12 @@ def locked(store: Path) -> Iterator[None]:
 
     Raises:
         CacheConflict: another process holds it, naming host and pid.
+        CacheError: the folder cannot be written.
     """
     path = store / NAME
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with writing(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -41,8 +44,9 @@ def locked(store: Path) -> Iterator[None]:
             break
         os.close(descriptor)
     try:
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with writing(path):
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         path.unlink(missing_ok=True)

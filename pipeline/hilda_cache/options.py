@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from hilda_cache.drives import DATASETS, reader_options
 from hilda_cache.request import (
     DriveSpec,
     ExtractRequest,
@@ -38,6 +39,7 @@ def build_request(
     image_sizes: list[str] | None,
     norms: list[str] | None,
     options: list[str] | None,
+    lidar: str | None,
     scenes: str | None,
     frames: str,
     cameras: str | None,
@@ -55,10 +57,10 @@ def build_request(
         UsageError: saying which option is wrong and what it takes.
     """
     kind, dtype = ENCODINGS[_one_of("--encoding", encoding, tuple(ENCODINGS))]
-    selection = Selection(scenes=_names(scenes), frames=frames, cameras=_names(cameras))
+    selection = Selection(scenes=_names("--scenes", scenes), frames=frames, cameras=_names("--cameras", cameras))
     selection.frame_slice()
     return ExtractRequest(
-        drive=drive_spec(root, dataset, options or []),
+        drive=drive_spec(root, dataset, options or [], lidar),
         teachers=teacher_specs(teachers, layers or [], image_sizes or [], norms or [], trust_remote_code, allow_pickle),
         selection=selection,
         encoding=cast("Literal['grid', 'point']", kind),
@@ -70,15 +72,21 @@ def build_request(
     )
 
 
-def drive_spec(root: Path, dataset: str, options: list[str]) -> DriveSpec:
-    """Which drive, with its reader's options from KEY=VALUE texts."""
-    pairs = []
+def drive_spec(root: Path, dataset: str, options: list[str], lidar: str | None = None) -> DriveSpec:
+    """Which drive, with its reader's options from KEY=VALUE texts; `--lidar` is the plain way to say one of them."""
+    values: dict[str, str] = {}
+    if lidar is not None:
+        if "lidar" not in reader_options(dataset):
+            others = ", ".join(name for name in sorted(DATASETS) if "lidar" in reader_options(name))
+            raise UsageError(f"{dataset} has no choice of LiDAR", f"leave --lidar out; it is for {others}")
+        values["lidar"] = lidar
     for text in options:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UsageError(f"--option {text!r} is not KEY=VALUE", "write e.g. --option version=v1.0-mini")
-        pairs.append((key, value))
-    return DriveSpec(dataset, str(root.resolve()), tuple(sorted(pairs)))
+        if values.setdefault(key, value) != value:
+            raise UsageError(f"{key} is given twice: {values[key]!r} and {value!r}")
+    return DriveSpec(dataset, str(root.resolve()), tuple(sorted(values.items())))
 
 
 def teacher_specs(
@@ -136,8 +144,13 @@ def specs_of_store(infos: tuple[TeacherInfo, ...], texts: list[str]) -> tuple[Te
     )
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else None
+def _names(option: str, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError(f"{option} {text!r} names nothing", f"write {option} NAME[,NAME...], or leave it out for all")
+    return names
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...]) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from hilda_cache.drives import CameraView, Drive, FrameInfo
 from hilda_cache.request import Selection
 from hilda_schema.errors import UsageError
+from hilda_schema.keys import Key
 from hilda_schema.manifest import SCHEMA_VERSION, PartEntry, Recipe, TeacherInfo, canonical_json, sha256_hex
 
 # A part is held in memory while it is made: as float32 tokens (twice this) beside their float16 copy.
@@ -48,8 +49,13 @@ def select_cameras(drive: Drive, selection: Selection) -> tuple[str, ...]:
     """The cameras to store, in the drive's own order.
 
     Raises:
-        UsageError: a camera that the drive does not have.
+        UsageError: a camera that the drive does not have, or no camera at all.
     """
+    if not drive.camera_names:
+        raise UsageError(
+            f"{drive.dataset} at {drive.root} has no camera folder: a teacher would see nothing",
+            "put the dataset's images and their calibration beside the sweeps",
+        )
     if selection.cameras is None:
         return drive.camera_names
     for name in selection.cameras:
@@ -80,14 +86,36 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def plan_parts(drive: Drive, selection: Selection, part_frames: int) -> list[PartPlan]:
-    """Cut the selected frames into parts of at most `part_frames`, as even as a scene's length allows."""
+    """Cut the selected frames into parts of at most `part_frames`, as even as a scene's length allows.
+
+    Raises:
+        UsageError: the selection holds no frame, or names a scene that the drive does not have.
+    """
     plans = []
     for scene in select_scenes(drive, selection):
         positions = range(len(drive.frames(scene)))[selection.frame_slice()]
         count = -(-len(positions) // part_frames)
         edges = [positions.start + len(positions) * k // count for k in range(count + 1)] if count else []
         plans += [PartPlan(scene, start, stop) for start, stop in pairwise(edges)]
+    if not plans:
+        longest = max((len(drive.frames(scene)) for scene in select_scenes(drive, selection)), default=0)
+        raise UsageError(
+            f"the selection holds no frame: --frames {selection.frames} of scenes of at most {longest} frames",
+            "widen --scenes or --frames",
+        )
     return plans
+
+
+def find_frame(drive: Drive, key: Key) -> FrameInfo:
+    """The frame of a store in the drive that it was made from.
+
+    Raises:
+        UsageError: the drive has no such frame.
+    """
+    found = key.scene in drive.scenes() and next((each for each in drive.frames(key.scene) if each.key == key), None)
+    if not found:
+        raise UsageError(f"frame {key} is not in {drive.root}", "give the drive that the cache was made from")
+    return found
 
 
 def bytes_per_frame(teachers: Iterable[TeacherInfo], cameras: int, token_bytes: float = 2.0) -> float:

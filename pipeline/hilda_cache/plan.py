@@ -1,34 +1,38 @@
 """What an extraction will cost, said before the first hour is spent: parts, images, bytes, files, time, does it fit.
 
-Bytes follow from the layers' shapes and from the points and pairs of a few sampled frames; time follows from a short
-probe on the drive's own images.
+Bytes and files follow from the format's own table of arrays and from the points and pairs of a few frames spread over
+the selection; time follows from taking these frames through the pipeline, all but the writing.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hilda_cache.drives import Drive
-from hilda_cache.parts import PartPlan, plan_parts
-from hilda_cache.recipe import resolve_recipe, sample_images
-from hilda_cache.request import ExtractRequest
-from hilda_cache.work import load_teachers_once, open_drive_once, project_on
-from hilda_schema.errors import UsageError
-from hilda_schema.manifest import Recipe, TeacherInfo
+from hilda_cache.parts import PartPlan, hash_sources, plan_parts
+from hilda_cache.recipe import resolve_recipe
+from hilda_cache.request import ExtractRequest, open_drive_once
+from hilda_cache.work import Stopwatch, make_frame, teachers_of
+from hilda_schema.content import FrameContent
+from hilda_schema.layout import LIDAR, POINT_COLUMNS, PartSizes, part_arrays
+from hilda_schema.manifest import EncodingInfo, Recipe
+from hilda_schema.part import metadata_files
+from hilda_schema.shard import shard_bytes
 
-SAMPLED_FRAMES = 3
-PROBE_S = 3.0
+SAMPLED_FRAMES, TAUGHT_EVERY = 12, 4  # frames that are read and projected; each fourth is shown to the teachers
+MEASURED_PARTS = 100  # of a large store, at most so many parts are worked out, the others are like them
 RESERVE = 0.05  # of the disk that must stay free: full disks are slow, and others write too
-POINT_BYTES = 12 + 4 + 1  # xyz_m, intensity, ground
-PAIR_BYTES = 4 + 1 + 4 + 2 + 1  # point, camera, uv, depth_m, visible
-METADATA_FILES = 3  # manifest.json, frames.parquet, zarr.json of the store
+ROOT_FILES = 4  # manifest.json, frames.parquet, zarr.json of the store and of its folder of parts
+ENCODINGS = (("grid", "float16"), ("grid", "int8"), ("point", "float16"), ("point", "int8"))
+# What a seal says, in bytes of JSON: its own fields, then each frame, sensor file, file of the part and chunk.
+SEAL_BYTES, FRAME_BYTES, SOURCE_BYTES, FILE_BYTES, CHUNK_BYTES = 1000, 750, 125, 115, 11.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,9 @@ class Plan:
     encoding: str
     files: int
     free_bytes: int
-    seconds_per_image: float
-    workers: int
+    seconds_per_image: float  # of all teachers together
+    seconds_per_frame: float  # of everything but writing, by one worker
+    workers: int  # that find a part to work on
     hours: float
 
     @property
@@ -59,8 +64,20 @@ class Plan:
         return asdict(self) | {"fits": self.fits}
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What n frames of the selection turned out to hold and to take."""
+
+    at: NDArray[np.intp]  # (n,) position in the selection, rising
+    points: NDArray[np.intp]  # (n,)
+    pairs: NDArray[np.intp]  # (n,)
+    point_columns: frozenset[str]
+    seconds_per_image: float
+    seconds_per_frame: float
+
+
 def make_plan(request: ExtractRequest, store: Path, workers: int) -> Plan:
-    """Work out the cost of a request; loads the teachers, reads a few frames, writes nothing.
+    """Work out the cost of a request; loads the teachers, takes a few frames through the pipeline, writes nothing.
 
     Raises:
         UsageError: the selection holds no frame.
@@ -69,27 +86,30 @@ def make_plan(request: ExtractRequest, store: Path, workers: int) -> Plan:
     recipe = resolve_recipe(request, None)
     drive = open_drive_once(request.drive)
     plans = plan_parts(drive, request.selection, recipe.part_frames)
-    if not plans:
-        raise UsageError("the selection holds no frame", "widen --scenes or --frames")
     frames = sum(plan.stop - plan.start for plan in plans)
     images, missing = count_images(drive, plans, recipe.dataset.cameras)
-    points, pairs = sample_points(drive, plans, recipe)
-    by_encoding = {name: round(frames * size) for name, size in frame_bytes(recipe, points, pairs).items()}
-    seconds = probe_seconds_per_image(request, drive, recipe)
+    probe = probe_frames(request, drive, recipe, plans)
+    sizes = {}
+    for kind, dtype in ENCODINGS:
+        as_encoded = recipe.model_copy(update={"encoding": EncodingInfo(kind=kind, dtype=dtype)})  # type: ignore[arg-type]
+        sizes[f"{kind} {dtype}"] = store_size(as_encoded, plans, probe, images / frames)
+    encoding = f"{recipe.encoding.kind} {recipe.encoding.dtype}"
+    busy = min(workers, len(plans))
     return Plan(
         parts=len(plans),
         frames=frames,
         images=images,
         missing_images=missing,
-        points_per_frame=points,
-        pairs_per_frame=pairs,
-        bytes_by_encoding=by_encoding,
-        encoding=f"{recipe.encoding.kind} {recipe.encoding.dtype}",
-        files=len(plans) * files_per_part(recipe) + METADATA_FILES,
+        points_per_frame=float(probe.points.mean()),
+        pairs_per_frame=float(probe.pairs.mean()),
+        bytes_by_encoding={name: size for name, (size, _) in sizes.items()},
+        encoding=encoding,
+        files=sizes[encoding][1],
         free_bytes=shutil.disk_usage(nearest_folder(store)).free,
-        seconds_per_image=seconds,
-        workers=workers,
-        hours=(images - missing) * seconds / workers / 3600,
+        seconds_per_image=probe.seconds_per_image,
+        seconds_per_frame=probe.seconds_per_frame,
+        workers=busy,
+        hours=frames * probe.seconds_per_frame / busy / 3600,
     )
 
 
@@ -113,63 +133,53 @@ def count_images(drive: Drive, plans: list[PartPlan], cameras: tuple[str, ...]) 
     return images, missing
 
 
-def sample_points(drive: Drive, plans: list[PartPlan], recipe: Recipe) -> tuple[float, float]:
-    """Mean points and pairs of a few frames spread over the selection."""
-    chosen = sorted({round(k * (len(plans) - 1) / max(1, SAMPLED_FRAMES - 1)) for k in range(SAMPLED_FRAMES)})
-    counts = []
-    for plan in (plans[k] for k in chosen):
-        info = drive.frames(plan.scene)[plan.start]
-        points = drive.read(info).points
-        counts.append((len(points), len(project_on(points, info, recipe.dataset.cameras))))
-    return tuple(float(mean) for mean in np.mean(counts, axis=0))  # type: ignore[return-value]
+def probe_frames(request: ExtractRequest, drive: Drive, recipe: Recipe, plans: list[PartPlan]) -> Probe:
+    """Take a few frames through the pipeline; what cannot be read counts as absent."""
+    teachers, cameras = teachers_of(request, recipe), recipe.dataset.cameras
+
+    def take(where: tuple[str, int], shown: bool) -> tuple[FrameContent, Stopwatch]:
+        scene, position = where
+        info, watch = drive.frames(scene)[position], Stopwatch()
+        with watch.stage("hash"):
+            sources = hash_sources(drive, [info], cameras)
+        return make_frame(drive, teachers if shown else (), cameras, info, sources, watch, skip=True), watch
+
+    frames = [(plan.scene, position) for plan in plans for position in range(plan.start, plan.stop)]
+    at = np.unique(np.linspace(0, len(frames) - 1, SAMPLED_FRAMES).astype(np.intp))
+    take(frames[0], True)  # the first time also allocates, tunes and fills the disk's cache
+    taken = [take(frames[row], k % TAUGHT_EVERY == 0) for k, row in enumerate(at)]
+    images = [len(cameras) - len(frame.absent.keys() - {LIDAR}) for frame, _ in taken]
+    taught_s = [watch.seconds.pop("teach") for _, watch in taken][::TAUGHT_EVERY]
+    return Probe(
+        at=at,
+        points=np.array([len(frame.xyz_m) for frame, _ in taken]),
+        pairs=np.array([len(frame.pairs) for frame, _ in taken]),
+        point_columns=frozenset(
+            column.name
+            for column in POINT_COLUMNS
+            if column.optional and any(getattr(frame, column.name) is not None for frame, _ in taken)
+        ),
+        seconds_per_image=sum(taught_s) / max(1, sum(images[::TAUGHT_EVERY])),
+        seconds_per_frame=float(np.median([sum(watch.seconds.values()) for _, watch in taken]) + np.median(taught_s)),
+    )
 
 
-def frame_bytes(recipe: Recipe, points: float, pairs: float) -> dict[str, float]:
-    """Bytes of a mean frame in every encoding."""
-    cameras = len(recipe.dataset.cameras)
-    common = pairs * PAIR_BYTES + points * POINT_BYTES * recipe.store_points
-    common += sum(2 * cameras * info.global_width for info in recipe.teachers)
-    layers = [layer for info in recipe.teachers for layer in info.layers]
-    tokens = [cameras * layer.height * layer.width for layer in layers]
-    grid = sum(count * layer.channels for count, layer in zip(tokens, layers, strict=True))
-    point = sum(pairs * layer.channels for layer in layers)
-    return {
-        "grid float16": common + 2 * grid,
-        "grid int8": common + grid + 2 * sum(tokens),
-        "point float16": common + 2 * point,
-        "point int8": common + point + 2 * pairs * len(layers),
-    }
-
-
-def files_per_part(recipe: Recipe) -> int:
-    """Files of one part: two an array (bytes and description), one a group, and the seal."""
-    layers = sum(len(info.layers) for info in recipe.teachers)
-    per_layer = 2 if recipe.encoding.dtype == "float16" else 8
-    points = 2 * 4 * recipe.store_points
-    globals_ = sum(2 for info in recipe.teachers if info.global_width)
-    groups = 3 + len(recipe.teachers) + layers
-    return layers * per_layer + points + 2 * 6 + globals_ + 2 + groups + 1
-
-
-def probe_seconds_per_image(request: ExtractRequest, drive: Drive, recipe: Recipe) -> float:
-    """Wall time of all teachers for one image, on one worker's share of this machine."""
-    total = 0.0
-    for teacher, info in zip(load_teachers_once(request.teachers), recipe.teachers, strict=True):
-        images = sample_images(request, drive, teacher, recipe.dataset.cameras)
-        if images is not None:
-            total += _seconds_per_image(teacher, info, images)
-    return total
-
-
-def _seconds_per_image(teacher: Any, info: TeacherInfo, images: Any) -> float:
-    import torch
-
-    teacher.to_precision(getattr(torch, info.precision))
-    teacher(images)  # the first call also allocates and tunes
-    samples: list[float] = []
-    began = time.perf_counter()
-    while not samples or time.perf_counter() - began < PROBE_S:
-        start = time.perf_counter()
-        teacher(images)
-        samples.append((time.perf_counter() - start) / len(images))
-    return float(np.median(samples))
+def store_size(recipe: Recipe, plans: list[PartPlan], probe: Probe, images_per_frame: float) -> tuple[int, int]:
+    """Bytes and files of a store whose frames are like the probed ones nearest to them."""
+    ends = np.cumsum([plan.stop - plan.start for plan in plans])
+    measured = range(0, len(plans), -(-len(plans) // MEASURED_PARTS))
+    total = files = counted_frames = 0.0
+    for k in measured:
+        frames = plans[k].stop - plans[k].start
+        rows = np.arange(ends[k] - frames, ends[k])
+        points, pairs = (round(np.interp(rows, probe.at, each).sum()) for each in (probe.points, probe.pairs))
+        arrays = part_arrays(recipe, PartSizes(frames, points, pairs, probe.point_columns))
+        shards = [spec for spec in arrays.values() if spec.chunks]
+        metadata = metadata_files(arrays, recipe)
+        in_part = len(shards) + len(metadata)
+        seal = SEAL_BYTES + frames * (FRAME_BYTES + SOURCE_BYTES * (1 + images_per_frame))
+        seal += FILE_BYTES * in_part + CHUNK_BYTES * sum(spec.chunks for spec in shards)
+        total += seal + sum(map(shard_bytes, shards)) + sum(map(len, metadata.values()))
+        files += in_part + 1
+        counted_frames += frames
+    return round(total * ends[-1] / counted_frames), ROOT_FILES + round(files * len(plans) / len(measured))

@@ -16,12 +16,12 @@ from hilda_cache.geometry import MIN_DEPTH_M, OCCLUSION
 from hilda_cache.ground import GROUND
 from hilda_cache.images import prepare, read_image
 from hilda_cache.parts import default_part_frames, plan_parts, select_cameras
-from hilda_cache.request import ExtractRequest
+from hilda_cache.request import ExtractRequest, open_drive_once
 from hilda_cache.teachers import Teacher
 from hilda_cache.teachers.info import teacher_info
 from hilda_cache.teachers.precision import choose_precision
-from hilda_cache.work import load_teachers_once, open_drive_once
-from hilda_schema.errors import DriveError, UsageError
+from hilda_cache.work import load_teachers_once
+from hilda_schema.errors import DriveError
 from hilda_schema.manifest import (
     DatasetInfo,
     EncodingInfo,
@@ -46,8 +46,6 @@ def resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
     """
     drive = open_drive_once(request.drive)
     cameras = select_cameras(drive, request.selection)
-    if not cameras:
-        raise UsageError(f"{request.drive.dataset} at {drive.root.name} has no camera: a teacher would see nothing")
     teachers = load_teachers_once(request.teachers)
     infos = tuple(_settle(teacher, _known(settled, teacher), request, drive, cameras) for teacher in teachers)
     return Recipe(

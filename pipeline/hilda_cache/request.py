@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hilda_cache.drives import Drive, open_drive
@@ -14,6 +16,7 @@ from hilda_schema.errors import UsageError
 
 if TYPE_CHECKING:
     from hilda_cache.teachers.spec import TeacherSpec
+    from hilda_schema.manifest import DatasetInfo
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -26,9 +29,20 @@ class DriveSpec:
     root: str
     options: tuple[tuple[str, str], ...] = ()
 
+    @classmethod
+    def of_store(cls, dataset: DatasetInfo, root: Path) -> DriveSpec:
+        """The drive that a store was made from, where it lies now."""
+        return cls(dataset.name, str(root.resolve()), tuple(sorted(dataset.options.items())))
+
     def open(self) -> Drive:
         """Open the drive; see `open_drive` for the errors."""
         return open_drive(self.dataset, self.root, **dict(self.options))
+
+
+@lru_cache(maxsize=1)
+def open_drive_once(spec: DriveSpec) -> Drive:
+    """The drive, opened once per process: the tables of a large one take a minute to read."""
+    return spec.open()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,16 +30,15 @@ from hilda_cache.geometry import project
 from hilda_cache.ground import ground_mask
 from hilda_cache.images import prepare, read_image
 from hilda_cache.parts import PartOutcome, PartPlan, Sources, calibration_sha256, hash_sources, part_id
-from hilda_cache.request import DriveSpec, ExtractRequest
+from hilda_cache.request import ExtractRequest, open_drive_once
 from hilda_cache.teachers import Teacher, load_teacher
 from hilda_cache.teachers.info import teacher_info
 from hilda_cache.teachers.spec import TeacherSpec
 from hilda_schema.content import FrameContent, Pairs, PartContent
 from hilda_schema.errors import DriveError, MissingSensor, TeacherError
+from hilda_schema.layout import LIDAR
 from hilda_schema.manifest import Recipe, TeacherInfo
 from hilda_schema.writer import existing_part, write_part
-
-LIDAR = "lidar"  # the name under which a frame's missing sweep is recorded beside its missing cameras
 
 
 class Stopwatch:
@@ -56,12 +55,6 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - began
-
-
-@lru_cache(maxsize=1)
-def open_drive_once(spec: DriveSpec) -> Drive:
-    """The drive, opened once per process."""
-    return spec.open()
 
 
 @lru_cache(maxsize=1)

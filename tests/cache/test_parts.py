@@ -88,6 +88,10 @@ def recipe(**changes: object) -> Recipe:
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(0, 40), max_size=4), st.integers(1, 12))
 def test_parts_cover_every_frame_once_and_evenly(lengths: dict[str, int], size: int) -> None:
     drive = ToyDrive(Path("/toy"), lengths)
+    if not any(lengths.values()):
+        with pytest.raises(UsageError, match="holds no frame"):
+            plan_parts(drive, Selection(), size)
+        return
     plans = plan_parts(drive, Selection(), size)
     covered = [(plan.scene, k) for plan in plans for k in range(plan.start, plan.stop)]
     assert covered == [(scene, k) for scene in sorted(lengths) for k in range(lengths[scene])]

@@ -8,8 +8,6 @@ import torch
 from hilda_schema.errors import UsageError
 from hilda_train import recipes
 from hilda_train.config import Facts, differences, digest, resolve
-from hilda_train.config.student import CHANNEL_WIDTH
-from hilda_train.data import scans
 from hilda_train.recipes import load_recipe, recipe_names
 from hilda_train.students import build_student
 
@@ -133,7 +131,3 @@ def test_an_unknown_name_lists_the_known():
     with pytest.raises(UsageError, match="there is no recipe 'zzz'") as error:
         load_recipe("zzz")
     assert all(name in error.value.remedy for name in recipe_names())
-
-
-def test_the_config_and_the_data_agree_on_channel_widths():
-    assert CHANNEL_WIDTH == scans.CHANNEL_WIDTH

@@ -76,13 +76,13 @@ class Checkpoint:
     step: int
     state: Mapping[str, Any]
     aliases: Mapping[str, Mapping[str, str]]
-    """File stem -> name -> the name under which the same tensor is stored."""
+    """File stem -> name -> the name under which the same tensor is stored. A file that is not here is not looked at."""
 
     def specs(self, stem: str) -> dict[str, TensorSpec]:
         """Names, shapes and dtypes of a file's tensors; empty where there is no such file."""
-        file = self._file(stem)
-        if not file.is_file():
+        if stem not in self.aliases:
             return {}
+        file = self._file(stem)
         with _opened(file) as tensors:
             if len(tensors.keys()) > MAX_TENSORS:
                 raise TrainError(f"{file} holds more than {MAX_TENSORS} tensors")
@@ -229,6 +229,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         aliases = {str(stem): {str(k): str(v) for k, v in names.items()} for stem, names in aliases.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise TrainError(f"{path / STATE} is not a checkpoint's state") from None
+    if {f"{stem}.safetensors" for stem in aliases} | {STATE} != sums.keys():
+        raise TrainError(f"{path / SUMS} does not list the files that {STATE} names")
     return Checkpoint(path, step, state, aliases)
 
 
@@ -274,6 +276,8 @@ def _write(partial: Path, snapshot: Snapshot) -> None:
         save_file(tensors, partial / f"{stem}.safetensors")
     (partial / STATE).write_bytes(text)
     names = sorted(path.name for path in partial.iterdir())
+    for name in names:  # safetensors keeps its files from everybody else; let the user's umask decide
+        (partial / name).chmod((partial / STATE).stat().st_mode)
     lines = [f"{_hash(partial / name, flush=True)}  {name}\n" for name in names]
     (partial / SUMS).write_text("".join(lines))
     sync(partial / SUMS)
@@ -326,10 +330,10 @@ def _not_written(folder: Path, snapshot: Snapshot, error: Exception) -> TrainErr
 
 
 def _read_sums(path: Path) -> dict[str, str]:
-    lines = _read_small(path / SUMS, MAX_SUMS_BYTES).decode("ascii", errors="replace").splitlines()
+    *lines, rest = _read_small(path / SUMS, MAX_SUMS_BYTES).decode("ascii", errors="replace").split("\n")
     matches = [_SUM_LINE.fullmatch(line) for line in lines]
     sums = {match[2]: match[1] for match in matches if match}
-    if None in matches or not {STATE, "model.safetensors"} <= sums.keys():
+    if rest or None in matches or not {STATE, "model.safetensors"} <= sums.keys():
         raise TrainError(f"{path / SUMS} does not list a checkpoint's files")
     return sums
 

@@ -69,7 +69,13 @@ def report(
 @app.command()
 def export(
     run_folder: Run,
-    to: Annotated[str, typer.Option(help="safetensors, minkowski, torchsparse, pointcept, mmdet3d or openpcdet.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="safetensors, minkowski, torchsparse, pointcept, mmdet3d, mmdet3d-spconv, openpcdet or scalr.",
+            show_default=False,
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)],
 ) -> None:
     """Write the pre-trained backbone with another framework's key names and kernel layout."""

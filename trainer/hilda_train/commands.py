@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.terminal import say
-from hilda_train.config import FitConfig, apply_set
-from hilda_train.data.loading import EpochOrder, make_loader, with_tokens
-from hilda_train.distributed import joined
+from hilda_train.config import FitConfig, apply_set, digest
+from hilda_train.data.loading import make_loader, with_tokens
+from hilda_train.distributed import gather_objects, joined, require_same
 from hilda_train.fit import Stop, Trainer, build_trainer, compute_terms, resume, run_loop
 from hilda_train.prepare import Prepared, prepare
 from hilda_train.recipes import load_recipe
-from hilda_train.run import CONFIG, check_same_run, start_run
+from hilda_train.run import CONFIG, check_same_run, describe_caches, held, start_run
+
+DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(name: str) -> torch.device:
     """Turn a name into a device; "auto" is the GPU of this process where there is one.
 
     Raises:
-        UsageError: CUDA is asked for and not there.
+        UsageError: another name, or CUDA is asked for and not there.
     """
+    if name not in DEVICES:
+        raise UsageError(f"--device {name} is not known", f"use {', '.join(DEVICES)}")
     cuda = torch.cuda.is_available()
     if name == "cuda" and not cuda:
         raise UsageError("--device cuda: torch sees no GPU", "use --device cpu, or install a CUDA build of torch")
@@ -48,31 +53,35 @@ def fit(
     place = pick_device(device)
     with joined(place) as world, Stop().listening() as stop:
         prepared = prepare(config, urls, place)
+        require_same((digest(prepared.config), describe_caches(prepared.caches)), "config or caches")
         trainer = build_trainer(prepared, world, place)
         if world.leads:
             _say_what(prepared, trainer)
         if dry_run:
             return _dry_run(trainer)
-        _open_run(trainer, out, go_on=go_on)
-        run_loop(trainer, out, stop)
-        if not world.leads:
-            return 0
+        if world.leads and not ((out / CONFIG).exists() and go_on):
+            start_run(out, prepared.config, prepared.caches)
+        with held(out) if world.leads else nullcontext():
+            if go_on:
+                _go_on(trainer, out)
+            run_loop(trainer, out, stop)
         if trainer.step < trainer.steps:
-            say(f"stopped at step {trainer.step} of {trainer.steps}; go on with the same command and --resume")
-            return 128 + (stop.signal or 0)
-        say(f"{out}: {trainer.steps} steps done; look at it with hilda-train report {out}")
+            assert stop.signal is not None
+            if world.leads:
+                say(f"stopped at step {trainer.step} of {trainer.steps}; go on with the same command and --resume")
+            return 128 + stop.signal
+        if world.leads:
+            say(f"{out}: {trainer.steps} steps done; look at it with hilda-train report {out}")
         return 0
 
 
-def _open_run(trainer: Trainer, out: Path, *, go_on: bool) -> None:
-    """Start a run's folder or go on in it."""
-    prepared = trainer.prepared
-    if (out / CONFIG).exists() and go_on:
-        check_same_run(out, prepared.config, prepared.caches)
-        if resume(trainer, out) and trainer.world.leads:
-            say(f"going on from step {trainer.step} of {trainer.steps}")
-    elif trainer.world.leads:
-        start_run(out, prepared.config, prepared.caches)
+def _go_on(trainer: Trainer, out: Path) -> None:
+    """Take the newest checkpoint up, where there is one."""
+    gather_objects(None)  # the first process may only now have started the run
+    check_same_run(out, trainer.prepared.config, trainer.prepared.caches)
+    if resume(trainer, out) and trainer.world.leads:
+        say(f"going on from step {trainer.step} of {trainer.steps}")
+    require_same(trainer.step, "checkpoint's step")
 
 
 def _say_what(prepared: Prepared, trainer: Trainer) -> None:
@@ -91,18 +100,14 @@ def _say_what(prepared: Prepared, trainer: Trainer) -> None:
 def _dry_run(trainer: Trainer) -> int:
     """One batch, forward and backward, without an optimiser step."""
     prepared = trainer.prepared
-    config = prepared.config
-    order = EpochOrder(
-        len(prepared.clips), config.data.batch_size, config.train.accumulate, config.train.seed, trainer.world
-    )
-    loader = make_loader(prepared.dataset, order, 0, trainer.device)
-    batch, tokens = next(with_tokens(iter(loader), prepared.caches, prepared.tokens))
+    loader = make_loader(prepared.dataset, trainer.order, 0, trainer.device)
+    batch, tokens = next(with_tokens(loader, prepared.caches, prepared.tokens))
     terms = compute_terms(trainer, batch, tokens)
     torch.stack([term.loss for term in terms.values()]).sum().backward()  # type: ignore[no-untyped-call]
     points = batch.points
     voxels = f", {len(points.voxels.coords)} voxels" if points.voxels is not None else ""
     say(f"one batch: {points.batch_size} sweeps, {len(points.xyz_m)} points{voxels}, {len(batch.pair_point)} pairs")
-    for target, width in zip(config.targets, prepared.widths, strict=True):
+    for target, width in zip(prepared.config.targets, prepared.widths, strict=True):
         say(f"  target {target} x {width} channels")
     for name, term in terms.items():
         say(f"  {name}: {float(term.loss.detach()):.4f}")

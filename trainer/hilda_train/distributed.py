@@ -17,6 +17,9 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hilda_schema.errors import TrainError
 
 TIMEOUT_S = 600  # of a collective: a frozen rank must not hang the others for half an hour
 
@@ -37,7 +40,11 @@ class World:
 
 @contextmanager
 def joined(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
-    """Join the processes that torchrun started; alone where it did not start this one."""
+    """Join the processes that torchrun started; alone where it did not start this one.
+
+    Raises:
+        TrainError: another process has died or does not answer.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -46,6 +53,13 @@ def joined(device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise TrainError(
+            f"another process of this run has died or does not answer: {str(error).splitlines()[0]}",
+            "see what it said; the run goes on from its last checkpoint with --resume",
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -56,12 +70,21 @@ def world_size() -> int:
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a detached () number over all ranks; itself where there is one."""
+    """The mean over all ranks of a tensor of one shape on all of them, detached; itself where there is one rank."""
     if world_size() == 1:
         return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def max_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 T = TypeVar("T")
@@ -74,6 +97,25 @@ def gather_objects(mine: T) -> list[T]:
     found: list[T | None] = [None] * world_size()
     dist.all_gather_object(found, mine)
     return cast("list[T]", found)
+
+
+def require_same(mine: object, what: str) -> None:
+    """Refuse to train together with processes that go by something else, before they wait for each other.
+
+    Args:
+        mine: of this rank; compared with the first rank's.
+        what: its name in the message.
+
+    Raises:
+        TrainError: on every rank, naming the first that differs.
+    """
+    found = gather_objects(mine)
+    odd = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
+    if odd is not None:
+        raise TrainError(
+            f"process {odd} goes by another {what} than process 0: {found[odd]}, not {found[0]}",
+            "start all processes with the same options, caches and run folder",
+        )
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -92,8 +134,15 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
+def _sum_over_ranks(value: Tensor) -> Tensor:
+    return cast("Tensor", _SumOverRanks.apply(value))  # type: ignore[no-untyped-call]
+
+
 class SyncBatchNorm1d(nn.BatchNorm1d):
     """Batch norm over the rows of all ranks, on any device; torch's own needs a GPU.
+
+    A rank may have no rows. Where all together have fewer than two, the running statistics are used and left alone, as
+    `RowBatchNorm` does in one process.
 
     Legend: N rows of this rank, C channels.
     """
@@ -103,32 +152,33 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         values = input.float()
-        rows = values.new_full((1,), len(values))
-        sums = torch.cat([values.sum(0), values.square().sum(0), rows])
-        sums = cast("Tensor", _SumOverRanks.apply(sums))  # type: ignore[no-untyped-call]
-        channels, count = self.num_features, sums[-1]
-        mean = sums[:channels] / count
-        variance = (sums[channels:-1] / count - mean.square()).clamp(min=0)
-        self._track(mean.detach(), variance.detach(), count.detach())
-        out = (values - mean) * torch.rsqrt(variance + self.eps)
+        sums = _sum_over_ranks(torch.cat([values.sum(0), values.new_full((1,), len(values))]))
+        count = sums[-1].detach()
+        if count < 2:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        mean = sums[:-1] / count
+        # Not E[x^2] - E[x]^2, which is one pass less and loses all digits where the mean is far from zero.
+        centred = values - mean
+        variance = _sum_over_ranks(centred.square().sum(0)) / count
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        out = centred * torch.rsqrt(variance + self.eps)
         if self.affine:
             out = out * self.weight + self.bias
         return out.to(input.dtype)
 
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        unbiased = variance * count / (count - 1).clamp(min=1)
         self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(unbiased, momentum)
+        self.running_var.lerp_(unbiased_variance, momentum)
 
 
 def synchronise_batch_norm(module: nn.Module) -> nn.Module:
     """Make every `nn.BatchNorm1d` below a module see the rows of all ranks, in place; parameters are kept."""
     for child in module.modules():
-        if type(child) is nn.BatchNorm1d:
+        if isinstance(child, nn.BatchNorm1d):  # `RowBatchNorm` too
             child.__class__ = SyncBatchNorm1d
     return module

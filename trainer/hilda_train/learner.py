@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hilda_train.config import FitConfig
 from hilda_train.config.objectives import HeadConfig
 from hilda_train.config.occupancy import AlsoConfig, BceConfig, DiffusionConfig
+from hilda_train.config.student import input_width
 from hilda_train.data.batches import Batch
 from hilda_train.data.tokens import Targets
 from hilda_train.objectives.also import Also, Queries, sample_queries
@@ -32,7 +33,7 @@ from hilda_train.objectives.relational import relational_loss, stratified_pairs
 from hilda_train.objectives.schedule import NoiseSchedule
 from hilda_train.objectives.term import Term
 from hilda_train.objectives.unet2d import UNet2d
-from hilda_train.students import Student, build_student
+from hilda_train.students import Level, Student, build_student
 
 OCCUPANCY_FRAMES = 2  # t-1 and t0
 
@@ -74,6 +75,9 @@ class Learner(nn.Module):
                 temperature=objectives.contrastive.temperature,
             )
         self.occupancy = _occupancy(config, channels[-1])
+        # ALSO asks for the intensity; a student that is not given it may only give that part no weight.
+        inputs = config.student.channels
+        self.intensity_column = input_width(inputs[: inputs.index("intensity")]) if "intensity" in inputs else 0
 
     def forward(self, batch: Batch, targets: Targets) -> dict[str, Term]:
         """One step's terms, unweighted, by name.
@@ -82,23 +86,24 @@ class Learner(nn.Module):
             batch: on the learner's device.
             targets: its teacher features.
         """
-        features = self.student(batch.points)
+        levels = self.student.encode(batch.points)
+        rows = [level.point_row[batch.pair_point] for level in levels]
         terms: dict[str, Term] = {}
         projected: list[Tensor] = []
         if self.point is not None:
-            projected = self.point.project(features, [batch.pair_point] * len(features))
+            projected = self.point.project([level.feats for level in levels], rows)
         if self.point is not None and self.config.point.weight:
             terms["point"] = self._point(projected, batch, targets)
         if self.config.relational.cross_weight or self.config.relational.intra_weight:
             terms["relational"] = self._relational(projected[-1], batch, targets)
         if self.contrast is not None:
             taught = targets.taught[-1]
-            rows, teacher = batch.pair_point[taught], targets.layers[-1][taught]
-            terms["contrastive"] = self.contrast(features[-1], rows, teacher, generator_of(batch.seeds, rows.device))
+            teacher, generator = targets.layers[-1][taught], generator_of(batch.seeds, taught.device)
+            terms["contrastive"] = self.contrast(levels[-1].feats, rows[-1][taught], teacher, generator)
         if self.global_context is not None:
-            terms["global"] = self._global(features[-1], batch, targets)
+            terms["global"] = self._global(levels[-1], batch, targets)
         if self.occupancy is not None:
-            terms["occupancy"] = self._occupancy(features[-1], batch)
+            terms["occupancy"] = self._occupancy(levels[-1].at_points(), batch)
         return terms
 
     def _point(self, projected: Sequence[Tensor], batch: Batch, targets: Targets) -> Term:
@@ -107,13 +112,15 @@ class Learner(nn.Module):
         camera = batch.pair_group
         if self.config.point.mean_over == "pairs":
             camera, groups = torch.zeros_like(camera), 1
-        if all(bool(taught.all()) for taught in targets.taught):
+        if targets.whole:
             return self.point.compare(projected, targets.layers, camera, groups)
         terms = [
             self.point.compare([k[taught]], [q[taught]], camera[taught], groups)
             for k, q, taught in zip(projected, targets.layers, targets.taught, strict=True)
         ]
+        # The same names as above: ranks log together, and on another rank all may be taught.
         logs = {f"layer_{index}": term.loss.detach() for index, term in enumerate(terms)}
+        logs["cameras"] = terms[-1].logs["cameras"]
         return Term(torch.stack([term.loss for term in terms]).mean(), logs)
 
     def _relational(self, projected: Tensor, batch: Batch, targets: Targets) -> Term:
@@ -129,16 +136,18 @@ class Learner(nn.Module):
             diagonal=not self.config.point.weight,
         )
 
-    def _global(self, features: Tensor, batch: Batch, targets: Targets) -> Term:
+    def _global(self, level: Level, batch: Batch, targets: Targets) -> Term:
         assert self.global_context is not None
-        tokens, views = stack_tokens(targets.global_tokens, features.device)
-        starts = torch.tensor(batch.group_starts[:-1], device=features.device)
-        scan = torch.repeat_interleave(
-            torch.arange(len(batch.pair_counts), device=features.device),
-            torch.tensor(batch.pair_counts, device=features.device),
-        )
+        device = level.feats.device
+        tokens, views = stack_tokens(targets.global_tokens, device)
+        starts = torch.tensor(batch.group_starts[:-1], device=device)
+        counts = torch.tensor(batch.pair_counts, device=device)
+        scan = torch.arange(len(counts), device=device).repeat_interleave(counts)
         camera = batch.pair_group - starts[scan] + scan * views
-        term: Term = self.global_context(features, batch.points.batch_index, tokens, batch.pair_point, camera)
+        if self.global_context.pooling == "attention":  # the one that counts points, however many share a row
+            level = Level.of_points(level.at_points(), batch.points)
+        rows = level.point_row[batch.pair_point]
+        term: Term = self.global_context(level.feats, level.item, tokens, rows, camera)
         return term
 
     def _occupancy(self, features: Tensor, batch: Batch) -> Term:
@@ -167,7 +176,7 @@ class Learner(nn.Module):
             )
             drawn.append(queries)
             scans.append(torch.full((len(queries.xyz_m),), scan, device=features.device))
-            intensity.append(points.feats[rows, 0][queries.source])
+            intensity.append(points.feats[rows, self.intensity_column][queries.source])
         joined = Queries(*(torch.cat(column) for column in zip(*drawn, strict=True)))
         term: Term = self.occupancy(
             features, points.xyz_m, points.batch_index, joined, torch.cat(scans), torch.cat(intensity), generator
@@ -213,7 +222,8 @@ def history_sweeps(features: Tensor, batch: Batch) -> list[SweepFeatures]:
         samples = sample_of[frame][batch.points.batch_index]
         rows = (samples >= 0).nonzero()[:, 0]
         pose = batch.t0_SE3_scan[batch.points.batch_index[rows]]
-        moved = (pose[:, :3, :3] @ xyz_m[rows, :, None])[..., 0] + pose[:, :3, 3]
+        # A sum and not a matrix product: autocast would round the metres to bfloat16, a quarter of one at 50.
+        moved = (pose[:, :3, :3] * xyz_m[rows, None]).sum(2) + pose[:, :3, 3]
         sweeps.append(SweepFeatures(features[rows], moved, samples[rows]))
     return sweeps
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hilda_schema.errors import TrainError, UsageError
+from hilda_schema.manifest import TeacherInfo
 from hilda_schema.reader import Cache, open_cache
 from hilda_train.config import Facts, FitConfig, Resolved, resolve
 from hilda_train.config.occupancy import BceConfig, DiffusionConfig
@@ -17,7 +19,7 @@ from hilda_train.data.augment import AugmentOptions
 from hilda_train.data.batches import ClipDataset, SampleOptions
 from hilda_train.data.clips import Clip, clips_of, median_spacing_s, require_whole_clips
 from hilda_train.data.loading import TokenPlan
-from hilda_train.data.scans import INTENSITY, ScanOptions
+from hilda_train.data.scans import INTENSITY, ScanOptions, intensity_remedy, sensor_name
 from hilda_train.data.tokens import TeacherLayer
 from hilda_train.data.voxelise import Reduction, VoxelGrid
 from hilda_train.learner import Learner, bev_grid
@@ -50,6 +52,7 @@ def prepare(config: FitConfig, urls: Sequence[str], device: torch.device) -> Pre
     clips = select_clips(config, caches)
     resolved = settle(config, caches, len(clips), device)
     config = resolved.config
+    require_intensity(config, caches)
     if config.objectives.uses_future:
         require_whole_clips(clips, config.data.gap_s, max(median_spacing_s(cache.frames) for cache in caches))
     layers = tuple(TeacherLayer(target.teacher, target.layer) for target in config.targets)  # type: ignore[union-attr]
@@ -71,8 +74,16 @@ def select_clips(config: FitConfig, caches: Sequence[Cache]) -> tuple[Clip, ...]
     """Clips whose scene is trained on.
 
     Raises:
-        UsageError: none is left.
+        UsageError: none is left, or a pattern names no scene at all: a scene that is held out by a name with a typing
+            mistake would be trained on.
     """
+    known = {str(scene) for cache in caches for scene in cache.frames["scene"].to_pylist()}
+    for pattern in (*config.data.scenes, *config.data.held_out):
+        if known and not any(matches(scene, [pattern]) for scene in known):
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0) or sorted(known)[:3]
+            raise UsageError(
+                f"no scene is called {pattern!r} (data.scenes, data.held_out)", f"there are {', '.join(near)}"
+            )
     found: list[Clip] = []
     for number, cache in enumerate(caches):
         scenes = cache.frames["scene"].to_pylist()
@@ -103,30 +114,38 @@ def settle(config: FitConfig, caches: Sequence[Cache], clips: int, device: torch
     for cache in caches:
         for name, info in cache.teachers.items():
             teachers.setdefault(name, tuple(layer.name for layer in info.layers))
-    datasets = {cache.manifest.recipe.dataset.name for cache in caches}
+    sensors = {sensor_name(cache.manifest.recipe.dataset) for cache in caches}
     facts = Facts(
         teachers=teachers,
         steps_per_epoch=clips // config.data.batch_size,
         bfloat16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
-        intensity={name: INTENSITY[name] for name in sorted(datasets & INTENSITY.keys())},
+        intensity={name: INTENSITY[name] for name in sorted(sensors & INTENSITY.keys())},
     )
     return resolve(config, facts)
+
+
+def require_intensity(config: FitConfig, caches: Sequence[Cache]) -> None:
+    """Refuse a sensor whose intensity nothing standardises, before the first sweep is read.
+
+    Raises:
+        UsageError: naming the sensor.
+    """
+    if "intensity" not in config.student.channels:
+        return
+    for cache in caches:
+        sensor = sensor_name(cache.manifest.recipe.dataset)
+        if sensor not in config.data.intensity:
+            raise UsageError(f"no intensity statistics for {sensor}", intensity_remedy(sensor))
 
 
 def width_of(caches: Sequence[Cache], wanted: TeacherLayer) -> int:
     """Channels of a stored layer, the same in every cache that has it.
 
     Raises:
-        TrainError: the caches disagree, or were made with different weights.
+        TrainError: no cache has it, or they disagree about it.
     """
-    found = [(cache, info) for cache in caches if (info := cache.teachers.get(wanted.teacher))]
-    weights = {info.weights_sha256 for _, info in found}
-    if len(weights) > 1:
-        raise TrainError(
-            f"teacher {wanted.teacher!r} is another model in {found[-1][0].url} than in {found[0][0].url}",
-            "extract both caches with the same weights, or name the teachers apart",
-        )
-    widths = {layer.channels for _, info in found if (layer := info.layer(wanted.layer))}
+    holders = same_teacher(caches, wanted.teacher)
+    widths = {layer.channels for info in holders if (layer := info.layer(wanted.layer))}
     if len(widths) != 1:
         raise TrainError(f"layer {wanted.layer} of {wanted.teacher} is not stored, or of several widths: {widths}")
     return widths.pop()
@@ -137,11 +156,34 @@ def global_width_of(caches: Sequence[Cache], teacher: str) -> int:
 
     Raises:
         UsageError: it has none.
+        TrainError: the caches disagree about the teacher.
     """
-    widths = {info.global_width for cache in caches if (info := cache.teachers.get(teacher))} - {0}
+    widths = {info.global_width for info in same_teacher(caches, teacher)} - {0}
     if len(widths) != 1:
         raise UsageError(f"teacher {teacher!r} has no global token", "set objectives.global_context.weight=0")
     return widths.pop()
+
+
+def same_teacher(caches: Sequence[Cache], name: str) -> list[TeacherInfo]:
+    """What the caches that have a teacher say of it.
+
+    Raises:
+        TrainError: two of them mean another model, or another output of it, by the same name.
+    """
+    found = [(cache.url, info) for cache in caches if (info := cache.teachers.get(name))]
+    for url, info in found[1:]:
+        first_url, first = found[0]
+        if info.weights_sha256 != first.weights_sha256:
+            raise TrainError(
+                f"teacher {name!r} is another model in {url} than in {first_url}",
+                "extract both caches with the same weights, or name the teachers apart",
+            )
+        if info.norm != first.norm:
+            raise TrainError(
+                f"teacher {name!r} was stored {info.norm}-norm in {url} and {first.norm}-norm in {first_url}",
+                "extract both caches alike, or name the teachers apart",
+            )
+    return [info for _, info in found]
 
 
 def sample_options(config: FitConfig) -> SampleOptions:

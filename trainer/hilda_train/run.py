@@ -1,20 +1,22 @@
 """A run's folder, and what must be the same for it to be gone on with.
 
-RUN/config.yaml      the effective config: every value, nothing "auto"
-RUN/run.json         the caches' names and content hashes, the environment, the command
+RUN/run.json         the caches' datasets and content hashes, the environment
+RUN/config.yaml      the effective config: every value, nothing "auto"; written last, so a folder with it holds a run
 RUN/log.jsonl        curves            RUN/tensorboard/   the same for TensorBoard
 RUN/checkpoints/     step-00000123/ ...
-
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hilda_schema.durable import sync
 from hilda_schema.errors import TrainError
 from hilda_schema.reader import Cache
 from hilda_train.config import FitConfig, differences, dump_effective, from_mapping
@@ -22,6 +24,8 @@ from hilda_train.config.strict_yaml import parse
 from hilda_train.environment import environment
 
 CONFIG, RUN, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
+PARTIAL = ".partial"
+_UNFINISHED = {RUN, RUN + PARTIAL, CONFIG + PARTIAL}  # all that a start which was cut short can leave
 
 
 def describe_caches(caches: Sequence[Cache]) -> list[dict[str, str]]:
@@ -33,15 +37,40 @@ def start_run(folder: Path, config: FitConfig, caches: Sequence[Cache]) -> None:
     """Write a new run's description.
 
     Raises:
-        TrainError: the folder holds a run already, or something else.
+        TrainError: the folder holds a run already, or something else, or cannot be written.
     """
-    if folder.exists() and any(folder.iterdir()):
-        remedy = "go on with --resume, or give another --out" if (folder / CONFIG).exists() else "give another --out"
-        raise TrainError(f"{folder} is not empty", remedy)
-    folder.mkdir(parents=True, exist_ok=True)
     described = {"caches": describe_caches(caches), "environment": environment()}
-    write_atomically(folder / RUN, json.dumps(described, indent=2).encode() + b"\n")
-    write_atomically(folder / CONFIG, dump_effective(config).encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if {path.name for path in folder.iterdir()} - _UNFINISHED:
+            holds_run = (folder / CONFIG).exists()
+            remedy = "go on with --resume, or give another --out" if holds_run else "give another --out"
+            raise TrainError(f"{folder} is not empty", remedy)
+        write_atomically(folder / RUN, json.dumps(described, indent=2).encode() + b"\n")
+        write_atomically(folder / CONFIG, dump_effective(config).encode())
+    except OSError as error:
+        raise TrainError(f"no run can be started in {folder}: {error.strerror}", "give another --out") from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep others from training in a run's folder; the system lets go of it when this process ends, however it does.
+
+    Raises:
+        TrainError: another process trains in it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise TrainError(f"another process trains in {folder}", "wait for it, or end it first") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_config(folder: Path) -> FitConfig:
@@ -53,7 +82,7 @@ def read_config(folder: Path) -> FitConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise TrainError(f"{folder} holds no run: there is no {CONFIG}", "give the folder of `hilda-train fit --out`")
-    return from_mapping(parse(path.read_text(), str(path)), str(path))
+    return from_mapping(parse(path.read_bytes(), str(path)), str(path))
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -63,9 +92,11 @@ def read_run(folder: Path) -> dict[str, Any]:
         TrainError: it is missing or damaged.
     """
     try:
-        described: dict[str, Any] = json.loads((folder / RUN).read_text())
+        described = json.loads((folder / RUN).read_text())
     except (OSError, ValueError) as error:
         raise TrainError(f"{folder / RUN} cannot be read: {error}", "start another run") from None
+    if not isinstance(described, dict) or not isinstance(described.get("caches"), list):
+        raise TrainError(f"{folder / RUN} does not describe a run", "start another run")
     return described
 
 
@@ -81,6 +112,15 @@ def check_same_run(folder: Path, config: FitConfig, caches: Sequence[Cache]) -> 
             f"{folder} was started with another config: {'; '.join(changed[:6])}",
             "repeat the options of the first run, or start another run with another --out",
         )
+    check_same_caches(folder, caches)
+
+
+def check_same_caches(folder: Path, caches: Sequence[Cache]) -> None:
+    """Refuse caches other than those that a run was started with.
+
+    Raises:
+        TrainError: naming the first that differs.
+    """
     before, now = read_run(folder)["caches"], describe_caches(caches)
     if before != now:
         raise TrainError(
@@ -89,21 +129,17 @@ def check_same_run(folder: Path, config: FitConfig, caches: Sequence[Cache]) -> 
         )
 
 
-def _which(before: list[dict[str, str]], now: list[dict[str, str]]) -> str:
+def _which(before: list[Any], now: list[Any]) -> str:
     if len(before) != len(now):
         return f"{len(before)} caches then, {len(now)} now"
-    number = next(k for k, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
-    old, new = before[number], now[number]
-    return (
-        f"{old['dataset']} sha256:{old['root_sha256'][:12]} then, {new['dataset']} sha256:{new['root_sha256'][:12]} now"
-    )
+    old, new = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
+    return f"{json.dumps(old)} then, {json.dumps(new)} now"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a small file so that it is there whole or not at all; one process at a time."""
+    temporary = path.with_name(path.name + PARTIAL)
+    temporary.write_bytes(data)
+    sync(temporary)
     temporary.replace(path)
+    sync(path.parent)

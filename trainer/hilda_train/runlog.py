@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,8 @@ class RunLog:
         if self._board is not None:
             self._board.close()
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            with suppress(OSError):  # what a disk could not take has been told
+                os.close(self._descriptor)
             self._descriptor = None
         if self._lost:
             self._warn(f"{self._lost} lines of {self.path} could not be written")
@@ -83,13 +84,16 @@ class RunLog:
         if self._descriptor is None:
             self._lost += 1
             return
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
         try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):  # a full disk may take a part; the next write says why
-                os.write(self._descriptor, line[written:])
+            end = os.lseek(self._descriptor, 0, os.SEEK_END)
+            try:
+                rest = memoryview(line)
+                while rest:  # a full disk may take a part; the next write says why
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except OSError:
+                os.ftruncate(self._descriptor, end)
+                raise
         except OSError as error:
-            os.ftruncate(self._descriptor, end)
             self._lost += 1
             self._complain(error)
 
@@ -143,7 +147,7 @@ class _Board:
             from torch.utils.tensorboard import SummaryWriter
 
             # Purging tells the viewer to forget what an interrupted run drew beyond the step it is resumed from.
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Number]) -> None:
         with self._giving_up():

@@ -16,10 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from hilda_schema.errors import TrainError
-from hilda_train.checkpoint import Checkpoint, Snapshot
+from hilda_train.checkpoint import Checkpoint, Snapshot, TensorSpec
 from hilda_train.optim import MovingAverage
 
 MAX_RANDOM_WORDS = 2**16
+
+# What the optimisers of `optim.build_optimizer` keep of a parameter; all but the count of steps has its shape.
+_KEPT: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
+_SCALAR = TensorSpec((), torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +35,13 @@ class RandomState:
 
     tensors: Mapping[str, Tensor]
     rest: Mapping[str, Any]
+
+
+def seed_random(seed: int) -> None:
+    """Seed every global generator of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def capture_random() -> RandomState:
@@ -100,7 +114,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
     rank: int = 0,
-) -> Mapping[str, Any]:
+) -> None:
     """Put a checkpoint's content back in place.
 
     Args:
@@ -110,20 +124,28 @@ def restore(
         average: as in `capture`.
         rank: of this process.
 
-    Returns:
-        The caller's own state, as given to `capture`.
-
     Raises:
         TrainError: the checkpoint is of another model, or of a run with fewer processes.
     """
-    run, ranks = checkpoint.state.get("run"), checkpoint.state.get("random")
-    if not isinstance(run, dict) or not isinstance(ranks, list):
+    ranks = checkpoint.state.get("random")
+    if not isinstance(ranks, list):
         raise TrainError(f"{checkpoint.path} is not the checkpoint of a training run")
     module.load_state_dict(checkpoint.read("model", module.state_dict()))
     load_optimizer(optimizer, checkpoint)
     if average is not None:
         average.load(checkpoint.read("average", average.tensors()))
     _restore_random_of(checkpoint, ranks, rank)
+
+
+def run_state(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The caller's own state, as it was given to `capture`.
+
+    Raises:
+        TrainError: it is not there.
+    """
+    run = checkpoint.state.get("run")
+    if not isinstance(run, dict):
+        raise TrainError(f"{checkpoint.path} is not the checkpoint of a training run")
     return run
 
 
@@ -162,24 +184,26 @@ def load_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> 
     """Replace an optimiser's state by a checkpoint's.
 
     Raises:
-        TrainError: it speaks of another parameter, or a state has a shape that its parameter does not have.
+        TrainError: it speaks of another parameter, or keeps of one what this optimiser does not, or not all of it.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     index_of = {name: index for index, name in enumerate(_parameter_names(optimizer))}
-    specs = checkpoint.specs("optimizer")
-    for name, spec in specs.items():
-        kind, _, parameter = name.partition("/")
-        known = index_of.get(parameter)
-        if known is None or spec.shape not in {(), tuple(parameters[known].shape)}:
-            raise TrainError(
-                f"{checkpoint.path}: the optimiser's {kind} of {parameter} {spec.shape} fits no parameter here",
-                "resume with the config in the run's folder",
-            )
+    # A parameter that never had a gradient has no state.
+    stepped = {name.partition("/")[2] for name in checkpoint.specs("optimizer")} & index_of.keys()
+    expected = {
+        f"{kind}/{name}": _SCALAR if kind == "step" else _spec_of(parameters[index_of[name]])
+        for name in stepped
+        for kind in _KEPT[type(optimizer)]
+    }
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in checkpoint.read("optimizer", specs).items():
+    for name, tensor in checkpoint.read("optimizer", expected).items():
         kind, _, parameter = name.partition("/")
         state.setdefault(index_of[parameter], {})[kind] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _spec_of(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(tuple(tensor.shape), tensor.dtype)
 
 
 def _parameter_names(optimizer: torch.optim.Optimizer) -> list[str]:

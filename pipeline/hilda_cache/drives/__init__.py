@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hilda_cache.drives.frame import CameraView, Drive, Frame, FrameInfo, Points, PointsReport
 from hilda_schema.errors import DriveError, UsageError
 
-__all__ = ["DATASETS", "CameraView", "Drive", "Frame", "FrameInfo", "Points", "PointsReport", "open_drive"]
+__all__ = [
+    "DATASETS",
+    "CameraView",
+    "Drive",
+    "Frame",
+    "FrameInfo",
+    "Points",
+    "PointsReport",
+    "open_drive",
+    "reader_options",
+]
 
 # dataset name -> "module:class"; every class takes (root, **options)
 DATASETS = {
@@ -36,15 +47,28 @@ def open_drive(dataset: str, root: str | Path, **options: str) -> Drive:
         UsageError: an unknown dataset or option.
         DriveError: the folder does not hold that dataset.
     """
-    if dataset not in DATASETS:
-        raise UsageError(f"dataset {dataset!r} is not known", f"use one of {', '.join(sorted(DATASETS))}")
+    known = set(reader_options(dataset))
     folder = Path(root).resolve()
     if not folder.is_dir():
         raise DriveError(f"{root} is not a folder", "give the folder that holds the raw dataset")
-    module, _, name = DATASETS[dataset].partition(":")
-    reader = getattr(import_module(module), name)
-    known = set(reader.OPTIONS)
     if unknown := sorted(set(options) - known):
         raise UsageError(f"{dataset} has no option {unknown[0]!r}", f"it takes {', '.join(sorted(known)) or 'none'}")
-    drive: Drive = reader(folder, **options)
+    drive: Drive = _reader(dataset)(folder, **options)
     return drive
+
+
+def reader_options(dataset: str) -> tuple[str, ...]:
+    """Names of the options that a dataset's reader takes.
+
+    Raises:
+        UsageError: an unknown dataset.
+    """
+    names: tuple[str, ...] = _reader(dataset).OPTIONS
+    return names
+
+
+def _reader(dataset: str) -> Any:
+    if dataset not in DATASETS:
+        raise UsageError(f"dataset {dataset!r} is not known", f"use one of {', '.join(sorted(DATASETS))}")
+    module, _, name = DATASETS[dataset].partition(":")
+    return getattr(import_module(module), name)

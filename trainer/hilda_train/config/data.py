@@ -53,5 +53,5 @@ class DataConfig(Section):
     max_points: Count | None = None
     """Keep the points nearest to a random one."""
     intensity: dict[str, IntensityConfig] = Field(default_factory=dict)
-    """Per dataset; those with published numbers need none."""
+    """Per dataset, or per LiDAR of it (pandaset_pandargt); those with published numbers need none."""
     augment: AugmentConfig = AugmentConfig()

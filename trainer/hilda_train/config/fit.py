@@ -53,6 +53,12 @@ class FitConfig(Section):
                 f"objectives.occupancy.kind = {self.objectives.occupancy.kind} forecasts the whole scene, "
                 "which data.frustum_only = true cuts away"
             )
+        occupancy = self.objectives.occupancy
+        if occupancy.kind == "also" and occupancy.intensity_weight and "intensity" not in self.student.channels:
+            raise ValueError(
+                f"objectives.occupancy.intensity_weight = {occupancy.intensity_weight:g} asks for the intensity, "
+                "which student.channels leaves out"
+            )
         if self.schedule.kind == "cosine" and self.schedule.final_lr > self.optim.lr:
             raise ValueError(f"schedule.final_lr = {self.schedule.final_lr:g} is above optim.lr = {self.optim.lr:g}")
         return self

@@ -6,7 +6,8 @@ T samples that have an occupancy target, Y x X cells of the bird's-eye view.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from hilda_schema.errors import HildaError, TrainError
 from hilda_schema.reader import Cache, Frame, open_cache
-from hilda_train.data.augment import AugmentOptions, draw
+from hilda_train.data.augment import Augmentation, AugmentOptions, draw
 from hilda_train.data.clips import Clip
 from hilda_train.data.occupancy import BevGrid, occupancy_target
 from hilda_train.data.scans import Scan, ScanOptions, make_scan
@@ -44,6 +45,7 @@ class Batch:
     points: PointBatch  # of S items
     pair_point: Tensor  # (P,) int64 row in points
     pair_group: Tensor  # (P,) int64 in [0, G)
+    pair_row: Tensor  # (P,) int64 row among its frame's pairs; stays on the host, where tokens are read
     pair_counts: tuple[int, ...]  # (S) pairs of each scan; they follow one another
     uv01: Tensor  # (P, 2) float32
     group_starts: tuple[int, ...]  # (S + 1) first group of each scan, and G
@@ -106,33 +108,50 @@ class ClipDataset(torch.utils.data.Dataset[Sample | HildaError]):
     def __getitem__(self, item: tuple[int, int, int]) -> Sample | HildaError:
         """One sample; an error is handed on as a value, because a loader would wrap it in its own traceback."""
         epoch, position, number = item
-        clip = self.clips[number]
-        key = str(self.caches[clip.cache].frames["key"][clip.current])
         try:
-            return self._make(clip, key, np.random.default_rng([self.options.seed, epoch, position]))
+            return self._make(self.clips[number], np.random.default_rng([self.options.seed, epoch, position]))
         except HildaError as error:
             return error
-        except (ValueError, IndexError, RuntimeError) as error:
-            return TrainError(f"frame {key} cannot be prepared: {type(error).__name__}: {error}")
 
-    def _make(self, clip: Clip, key: str, rng: np.random.Generator) -> Sample:
-        cache, options = self.caches[clip.cache], self.options
-        dataset = cache.manifest.recipe.dataset.name
+    def _make(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        options = self.options
         augmentation = draw(options.augment, rng)
-        current = cache[clip.current]
+        current = self.caches[clip.cache][clip.current]
         t0_SE3_world = np.linalg.inv(current.world_SE3_lidar)
-        scan = make_scan(current, (clip.cache, clip.current), dataset, np.eye(4), augmentation, options.scan, rng)
+        scan = self._scan(clip.cache, current, np.eye(4), augmentation, rng)
         previous = None
         if options.history and clip.previous is not None:
-            frame = cache[clip.previous]
-            pose = t0_SE3_world @ frame.world_SE3_lidar
-            previous = make_scan(frame, (clip.cache, clip.previous), dataset, pose, augmentation, options.scan, rng)
+            frame = self.caches[clip.cache][clip.previous]
+            previous = self._scan(clip.cache, frame, t0_SE3_world @ frame.world_SE3_lidar, augmentation, rng)
         target = None
         if options.bev is not None and clip.whole and clip.next is not None:
-            future = cache[clip.next]
+            future = self.caches[clip.cache][clip.next]
             pose = augmentation.homogeneous @ t0_SE3_world @ future.world_SE3_lidar
-            target = _target(future, pose, options.bev, options.unseen_is_free)
-        return Sample(key, int(rng.integers(2**62)), scan, previous, target)
+            with _naming(future):
+                target = _target(future, pose, options.bev, options.unseen_is_free)
+        return Sample(str(current.key), int(rng.integers(2**62)), scan, previous, target)
+
+    def _scan(
+        self,
+        cache: int,
+        frame: Frame,
+        t0_SE3_lidar: NDArray[np.float64],
+        augmentation: Augmentation,
+        rng: np.random.Generator,
+    ) -> Scan:
+        with _naming(frame):
+            return make_scan(frame, (cache, frame.index), t0_SE3_lidar, augmentation, self.options.scan, rng)
+
+
+@contextmanager
+def _naming(frame: Frame) -> Iterator[None]:
+    """Say of which frame an error is; those of the cache say it already."""
+    try:
+        yield
+    except TrainError as error:
+        raise TrainError(f"frame {frame.key}: {error.message}", error.remedy) from error
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise TrainError(f"frame {frame.key} cannot be prepared: {type(error).__name__}: {error}") from error
 
 
 def _target(future: Frame, t0_SE3_next: NDArray[np.float64], grid: BevGrid, unseen_is_free: bool) -> Tensor:
@@ -181,6 +200,7 @@ def join(samples: Sequence[Sample], cells: int) -> Batch:
         points=PointBatch.cat([scan.points for scan in scans]),
         pair_point=torch.cat([scan.pair_point + int(start) for scan, start in zip(scans, point_starts, strict=False)]),
         pair_group=torch.cat([scan.pair_camera + int(start) for scan, start in zip(scans, group_starts, strict=False)]),
+        pair_row=torch.cat([scan.pair_row for scan in scans]),
         pair_counts=tuple(len(scan.pair_point) for scan in scans),
         uv01=torch.cat([scan.uv01 for scan in scans]),
         group_starts=tuple(int(start) for start in group_starts),

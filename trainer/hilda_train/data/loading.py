@@ -6,11 +6,13 @@ order, cut in n: the same clips meet in a step whatever the number of processes 
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ from hilda_train.data.batches import Batch, ClipDataset, collate
 from hilda_train.data.tokens import ScanTokens, TeacherLayer, read_scan_tokens
 from hilda_train.distributed import World
 
-WORKER_TIMEOUT_S = 300  # for one batch; the default of torch is to wait for ever
+WORKER_TIMEOUT_S = 300  # for one batch; torch waits for ever, or with a timeout of its own overlooks dead workers
 AHEAD = 2  # batches prepared beyond the one in use: more costs memory and hides nothing
+
+_REMEDY = "look for the out-of-memory killer in the system log; lower data.workers or data.batch_size"
 
 
 class EpochOrder(Sampler[list[tuple[int, int, int]]]):
@@ -75,11 +79,15 @@ def make_loader(dataset: ClipDataset, order: EpochOrder, workers: int, device: t
 
     Workers start from a clean process (`forkserver`): stores and threads that the parent has opened do not survive a
     fork. They stay for the whole run and hold at most `AHEAD` batches each.
+
+    A loader draws a seed for its workers at the start of every pass. It must not come from torch's global generator:
+    a run that is resumed makes one pass more, and all that is drawn afterwards (drop path) would be another draw.
     """
     bev = dataset.options.bev
     joining = partial(collate, cells=bev.cells if bev else 1)
+    pinned, own = device.type == "cuda", torch.Generator()
     if not workers:
-        return DataLoader(dataset, batch_sampler=order, collate_fn=joining, pin_memory=device.type == "cuda")
+        return DataLoader(dataset, batch_sampler=order, collate_fn=joining, pin_memory=pinned, generator=own)
     return DataLoader(
         dataset,
         batch_sampler=order,
@@ -88,8 +96,8 @@ def make_loader(dataset: ClipDataset, order: EpochOrder, workers: int, device: t
         multiprocessing_context="forkserver",
         persistent_workers=True,
         prefetch_factor=AHEAD,
-        timeout=WORKER_TIMEOUT_S,
-        pin_memory=device.type == "cuda",
+        pin_memory=pinned,
+        generator=own,
     )
 
 
@@ -102,48 +110,53 @@ class TokenPlan:
 
 
 def with_tokens(
-    batches: Iterator[Batch | HildaError], caches: Sequence[Cache], plan: TokenPlan
+    batches: Iterable[Batch | HildaError], caches: Sequence[Cache], plan: TokenPlan
 ) -> Iterator[tuple[Batch, list[ScanTokens]]]:
     """Batches with their tokens, read on a thread while the step before runs.
 
     Raises:
-        TrainError: a worker died or hung.
+        HildaError: what a worker met; TrainError where one died or hung.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens") as pool:
-        ready: deque[Future[tuple[Batch, list[ScanTokens]] | None]] = deque()
-        step = _reader(batches, caches, plan)
-        ready.extend(pool.submit(step) for _ in range(AHEAD))
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")
+    try:
+        reader = _read(batches, caches, plan)  # after an error it is at its end, and nothing more is asked for
+        ready = deque(pool.submit(next, reader, None) for _ in range(AHEAD))
         while (item := _result(ready.popleft())) is not None:
-            ready.append(pool.submit(step))
+            ready.append(pool.submit(next, reader, None))
             yield item
-        # The iterator is at its end; what was asked for beyond it ends at once.
-        for future in ready:
-            future.cancel()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _reader(
-    batches: Iterator[Batch | HildaError], caches: Sequence[Cache], plan: TokenPlan
-) -> Callable[[], tuple[Batch, list[ScanTokens]] | None]:
-    def step() -> tuple[Batch, list[ScanTokens]] | None:
-        batch = next(batches, None)
-        if batch is None:
-            return None
-        if isinstance(batch, HildaError):
-            raise batch
+def _read(
+    batches: Iterable[Batch | HildaError], caches: Sequence[Cache], plan: TokenPlan
+) -> Iterator[tuple[Batch, list[ScanTokens]]]:
+    for batch in _made(batches):
+        pairs = torch.split(batch.pair_row, list(batch.pair_counts))
         tokens = [
-            read_scan_tokens(caches[cache], row, plan.layers, plan.global_teacher) for cache, row in batch.sources
+            read_scan_tokens(caches[cache], row, kept.numpy(), plan.layers, plan.global_teacher)
+            for (cache, row), kept in zip(batch.sources, pairs, strict=True)
         ]
-        return batch, tokens
+        yield batch, tokens
 
-    return step
+
+def _made(batches: Iterable[Batch | HildaError]) -> Iterator[Batch]:
+    """The loader's batches; its errors as ours."""
+    try:
+        for batch in batches:
+            if isinstance(batch, HildaError):
+                raise batch
+            yield batch
+    except (RuntimeError, OSError, EOFError) as error:
+        # What torch raises, within seconds, for a worker that was killed or ran out of memory.
+        raise TrainError(f"a loader worker failed: {(str(error) or repr(error)).splitlines()[0]}", _REMEDY) from error
 
 
 def _result(future: Future[tuple[Batch, list[ScanTokens]] | None]) -> tuple[Batch, list[ScanTokens]] | None:
-    try:
-        return future.result()
-    except RuntimeError as error:
-        # What torch raises for a worker that was killed, ran out of memory or does not answer.
-        raise TrainError(
-            f"a loader worker failed: {str(error).splitlines()[0]}",
-            "look for the out-of-memory killer in the system log; lower data.workers or data.batch_size",
-        ) from error
+    if not wait([future], WORKER_TIMEOUT_S).done:
+        # Without its workers the loader gives up, so that the thread which waits for it ends.
+        for child in multiprocessing.active_children():
+            if isinstance(child, ForkServerProcess):
+                child.kill()
+        raise TrainError(f"the loader workers gave no batch in {WORKER_TIMEOUT_S} s", _REMEDY)
+    return future.result()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hilda_schema.errors import TrainError
+from hilda_schema.manifest import DatasetInfo
 from hilda_schema.reader import Frame
 from hilda_train.data.augment import Augmentation
 from hilda_train.data.voxelise import Reduction, VoxelGrid, voxelise
@@ -25,16 +26,17 @@ from hilda_train.students.neighbours import nearest_neighbours
 from hilda_train.students.points import PointBatch
 
 Channel = Literal["intensity", "xyz", "range", "height"]
-CHANNEL_WIDTH: dict[str, int] = {"intensity": 1, "xyz": 3, "range": 1, "height": 1}
 
-# Mean and standard deviation of the intensity, per dataset (ScaLR's published values). One sensor's numbers say
-# nothing of another's; a dataset that is not here must be given in the recipe.
+# Mean and standard deviation of the intensity, by `sensor_name` (ScaLR's published values). One sensor's numbers say
+# nothing of another's; one that is not here must be given in the recipe.
 INTENSITY: dict[str, tuple[float, float]] = {
     "nuscenes": (18.742355, 22.04632),
     "kitti_raw": (0.28613698, 0.14090556),
     "semantickitti": (0.28613698, 0.14090556),
     "pandaset": (18.23640649, 25.86983417),
+    "pandaset_pandargt": (23.06113565, 16.76273235),
 }
+MAIN_LIDAR = "pandar64"  # of the one dataset that has two, and calls the choice `lidar`
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class ScanOptions:
         visible_only: leave out pairs whose point is hidden by a nearer one.
         max_points: keep the points nearest to a random one (ScaLR: 20,000); None for all.
         neighbours: nearest neighbours found per point, for students that want them; 0 for none.
-        intensity: dataset -> (mean, standard deviation), beside those in `INTENSITY`.
+        intensity: sensor name -> (mean, standard deviation), beside those in `INTENSITY`.
     """
 
     grid: VoxelGrid | None
@@ -73,23 +75,32 @@ class Scan:
     points: PointBatch  # of one item
     pair_point: Tensor  # (P,) int64 row in points
     pair_camera: Tensor  # (P,) int64 in [0, V)
+    pair_row: Tensor  # (P,) int64 row among the frame's pairs, to find stored point features again
     uv01: Tensor  # (P, 2) float32 position in the image, ((u + 0.5) / width_px, (v + 0.5) / height_px)
     cameras: int  # V
     source: tuple[int, int]  # cache, row of the frame
     t0_SE3_scan: Tensor  # (4, 4) float32, between the augmented LiDAR frames
-    sensor_m: Tensor  # (3,) the LiDAR's own position in its frame: the origin, whatever the augmentation
 
 
-def input_channels(channels: tuple[Channel, ...]) -> int:
-    """Width of the student's input."""
-    return sum(CHANNEL_WIDTH[name] for name in channels)
+def sensor_name(dataset: DatasetInfo) -> str:
+    """Whose intensity statistics apply: the dataset's name, unless the cache holds another LiDAR of it."""
+    lidar = dataset.options.get("lidar", MAIN_LIDAR)
+    return dataset.name if lidar == MAIN_LIDAR else f"{dataset.name}_{lidar}"
+
+
+def intensity_remedy(sensor: str) -> str:
+    """What to do about a sensor whose intensity statistics are not known."""
+    return (
+        f'--set "data.intensity.{sensor}={{mean: MEAN, std: STD}}" with numbers of its sweeps, '
+        "or leave intensity out of student.channels"
+    )
 
 
 def point_inputs(
     xyz_m: NDArray[np.float32],
     intensity: NDArray[np.float32],
     channels: tuple[Channel, ...],
-    dataset: str,
+    sensor: str,
     known: Mapping[str, tuple[float, float]],
 ) -> NDArray[np.float32]:
     """The student's input at each point.
@@ -98,24 +109,21 @@ def point_inputs(
         xyz_m: (N, 3) LiDAR frame, augmented.
         intensity: (N,) in the dataset's own scale.
         channels: which, in order.
-        dataset: whose intensity statistics apply.
+        sensor: whose intensity statistics apply, see `sensor_name`.
         known: statistics from the recipe.
 
     Returns:
         (N, C) float32.
 
     Raises:
-        TrainError: no intensity statistics for the dataset.
+        TrainError: no intensity statistics for the sensor.
     """
     columns: list[NDArray[np.float32]] = []
     for name in channels:
         if name == "intensity":
-            statistics = {**INTENSITY, **known}.get(dataset)
+            statistics = {**INTENSITY, **known}.get(sensor)
             if statistics is None:
-                raise TrainError(
-                    f"no intensity statistics for dataset {dataset!r}",
-                    f"set data.intensity.{dataset}=[MEAN,STD], or leave intensity out of student.channels",
-                )
+                raise TrainError(f"no intensity statistics for {sensor}", intensity_remedy(sensor))
             columns.append(((intensity - statistics[0]) / statistics[1])[:, None])
         elif name == "xyz":
             columns.append(xyz_m)
@@ -129,7 +137,6 @@ def point_inputs(
 def make_scan(
     frame: Frame,
     source: tuple[int, int],
-    dataset: str,
     t0_SE3_lidar: NDArray[np.float64],
     augmentation: Augmentation,
     options: ScanOptions,
@@ -140,7 +147,6 @@ def make_scan(
     Args:
         frame: from the cache.
         source: cache and row, to find its tokens again.
-        dataset: the cache's dataset, for the intensity.
         t0_SE3_lidar: (4, 4) pose of this sweep in the clip's current frame, both as recorded.
         augmentation: the clip's draw.
         options: how.
@@ -150,7 +156,8 @@ def make_scan(
     kept = _choose_points(frame, pairs, augmentation, options, rng)
     xyz_m = augmentation.points(frame.points.xyz_m[kept])
     intensity = frame.points.intensity[kept]
-    feats = point_inputs(xyz_m, intensity, options.channels, dataset, options.intensity)
+    sensor = sensor_name(frame.cache.manifest.recipe.dataset)
+    feats = point_inputs(xyz_m, intensity, options.channels, sensor, options.intensity)
     points, inside = _point_batch(torch.from_numpy(xyz_m), torch.from_numpy(feats), options, rng)
     kept = kept[inside]
 
@@ -165,11 +172,11 @@ def make_scan(
         points=points,
         pair_point=torch.from_numpy(rows),
         pair_camera=torch.from_numpy(camera),
+        pair_row=torch.from_numpy(pairs),
         uv01=torch.from_numpy(uv01.astype(np.float32)),
         cameras=len(frame.camera_names),
         source=source,
         t0_SE3_scan=torch.from_numpy(augmentation.pose(t0_SE3_lidar).astype(np.float32)),
-        sensor_m=torch.zeros(3),
     )
 
 

@@ -37,16 +37,24 @@ class ScanTokens:
     """What the teachers saw of one scan's images, as stored; on the host."""
 
     layers: tuple[StoredTokens | NDArray[np.float32] | None, ...]
-    """Per layer: the stored grid; (P, D) features where the store has no grid; None where it lacks the teacher."""
+    """Per layer: the stored grid; (P, D) features of the scan's pairs where the store has no grid; None where it lacks
+    the teacher."""
     global_token: NDArray[np.float32] | None  # (V, D), NaN rows for absent cameras
 
 
-def read_scan_tokens(cache: Cache, row: int, layers: Sequence[TeacherLayer], global_teacher: str | None) -> ScanTokens:
+def read_scan_tokens(
+    cache: Cache,
+    row: int,
+    pair_row: NDArray[np.int64],
+    layers: Sequence[TeacherLayer],
+    global_teacher: str | None,
+) -> ScanTokens:
     """Read one frame's tokens.
 
     Args:
         cache: its cache.
         row: its frame.
+        pair_row: (P,) which of the frame's pairs the scan kept: a store without grids has features for all of them.
         layers: wanted layers, in the student's order.
         global_teacher: whose global token, None for no one's.
     """
@@ -58,7 +66,7 @@ def read_scan_tokens(cache: Cache, row: int, layers: Sequence[TeacherLayer], glo
             if grids:
                 stored.append(frame.stored_tokens(wanted.teacher, layer=wanted.layer))
             else:
-                stored.append(frame.point_features(wanted.teacher, layer=wanted.layer))
+                stored.append(frame.point_features(wanted.teacher, layer=wanted.layer)[pair_row])
         except NotInCache:
             stored.append(None)
     token = None
@@ -76,6 +84,7 @@ class Targets:
 
     layers: tuple[Tensor, ...]  # per layer (P, D_l) float32; rows that are not taught are zero
     taught: tuple[Tensor, ...]  # per layer (P,) bool: the pair's cache has this teacher
+    whole: bool  # every cache has every teacher, so that all pairs are taught; known without asking the device
     global_tokens: tuple[Tensor | None, ...]  # per scan (V, D) float32, NaN rows for absent cameras
 
 
@@ -85,12 +94,12 @@ def sample_targets(batch: Batch, tokens: Sequence[ScanTokens], widths: Sequence[
     Args:
         batch: on the device.
         tokens: per scan of the batch, on the host.
-        widths: D_l per layer.
+        widths: D_l per layer; those of a run that reads no layer go unused.
         device: where to sample.
     """
     starts = np.cumsum((0, *batch.pair_counts)).tolist()
     layers, taught = [], []
-    for number, width in enumerate(widths):
+    for number, width in enumerate(widths[: len(tokens[0].layers)]):
         rows, known = [], []
         for scan, (first, last) in enumerate(pairwise(starts)):
             group = batch.pair_group[first:last] - batch.group_starts[scan]
@@ -99,7 +108,8 @@ def sample_targets(batch: Batch, tokens: Sequence[ScanTokens], widths: Sequence[
             rows.append(sampled if sampled is not None else torch.zeros((last - first, width), device=device))
         layers.append(torch.cat(rows))
         taught.append(torch.cat(known))
-    return Targets(tuple(layers), tuple(taught), tuple(_on(each.global_token, device) for each in tokens))
+    whole = all(layer is not None for each in tokens for layer in each.layers)
+    return Targets(tuple(layers), tuple(taught), whole, tuple(_on(each.global_token, device) for each in tokens))
 
 
 def _sample(
@@ -108,18 +118,20 @@ def _sample(
     """(P, D) features of one scan's pairs; None where its cache lacks the teacher."""
     if stored is None:
         return None
+    found = stored if isinstance(stored, np.ndarray) else stored.values
+    if found.shape[-1] != width:
+        raise TrainError(f"a cache stores {found.shape[-1]} channels where {width} were announced")
+    values = torch.from_numpy(found).to(device, non_blocking=True)
     if isinstance(stored, np.ndarray):
-        return torch.from_numpy(stored).to(device, non_blocking=True)
-    values = torch.from_numpy(stored.values).to(device, non_blocking=True)
+        return values
     if stored.scale is not None:
         assert stored.channel_scale is not None
         assert stored.channel_mean is not None
+        # Copied: the cache keeps a layer's statistics for all of its frames, and hands them out read-only.
         parts = (
-            torch.from_numpy(each).to(device) for each in (stored.scale, stored.channel_scale, stored.channel_mean)
+            torch.tensor(each, device=device) for each in (stored.scale, stored.channel_scale, stored.channel_mean)
         )
         values = decode_int8_tokens(values, *parts)
-    if values.shape[-1] != width:
-        raise TrainError(f"a cache stores {values.shape[-1]} channels where {width} were announced")
     return sample_tokens(values, camera, uv01)
 
 

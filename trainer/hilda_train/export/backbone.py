@@ -34,11 +34,18 @@ class Backbone:
     facts: Mapping[str, Any]
     """Where it comes from, as JSON: run, step, caches, teachers."""
 
-    def minkunet(self, target: str, depths: tuple[int, ...] = (14, 18, 34, 50)) -> MinkUNetConfig:
+    def minkunet(
+        self, target: str, depths: tuple[int, ...] = (14, 18, 34, 50), stem_kernel_size: int | None = None
+    ) -> MinkUNetConfig:
         """The student's config, for targets that are MinkUNets.
 
+        Args:
+            target: for messages.
+            depths: that the target has.
+            stem_kernel_size: that the target is bound to; None takes any.
+
         Raises:
-            UsageError: another student, or a depth that the target cannot express.
+            UsageError: another student, or one that the target cannot express.
         """
         if not isinstance(self.student, MinkUNetConfig):
             raise UsageError(
@@ -48,6 +55,12 @@ class Backbone:
             raise UsageError(
                 f"{target} has no MinkUNet{self.student.depth}: its bottleneck blocks are others",
                 "use --to minkowski or safetensors",
+            )
+        if stem_kernel_size not in (None, self.student.stem_kernel_size):
+            raise UsageError(
+                f"{target}'s first kernel spans {stem_kernel_size} voxels, "
+                f"this student's {self.student.stem_kernel_size}",
+                "use --to minkowski, pointcept or safetensors",
             )
         return self.student
 

@@ -1,4 +1,7 @@
-"""For MinkowskiEngine: names and layout are the same. SLidR's code, and its descendants', loads the file as it is."""
+"""For MinkowskiEngine: names and layout are the same. SLidR's code, and its descendants', loads the file as it is.
+
+Checked against MinkowskiEngine 0.5.4 and SLidR 14729d0 (2025-03).
+"""
 
 from __future__ import annotations
 

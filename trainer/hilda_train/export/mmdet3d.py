@@ -1,6 +1,10 @@
 """For mmdetection3d's MinkUNetBackbone, with its torchsparse and its spconv back end.
 
-Both stem layers, see `backbone.with_second_stem`. mmdetection3d hands spconv coordinates as (batch, x, y, z).
+Both stem layers, see `backbone.with_second_stem`. mmdetection3d hands spconv coordinates as (batch, x, y, z), and as
+the grid's size the largest of them plus one: where that is odd at some level, spconv drops the last voxels there.
+
+Checked against mmdetection3d 1.4.0 with spconv 2.3.8, and with torchsparse 1.4.0 and 2.0.0: it passes torchsparse 2.1
+its arguments in an order that is no longer right.
 """
 
 from __future__ import annotations
@@ -19,19 +23,19 @@ from hilda_train.export.backbone import (
     with_second_stem,
 )
 from hilda_train.export.kernels import spconv_xyz, torchsparse
-from hilda_train.export.torchsparse import DEPTHS, residual_names
+from hilda_train.export.torchsparse import DEPTHS, STEM_KERNEL, residual_names
 
 
 def convert_torchsparse(backbone: Backbone) -> State:
     """For `sparseconv_backend="torchsparse"`."""
-    backbone.minkunet("mmdet3d", DEPTHS)
+    backbone.minkunet("mmdet3d", DEPTHS, STEM_KERNEL)
     state = with_second_stem(backbone.state)
     return _prefixed(renamed(state, _names(state, "net.", residual_names), torchsparse, "kernel"))
 
 
 def convert_spconv(backbone: Backbone) -> State:
     """For `sparseconv_backend="spconv"`."""
-    backbone.minkunet("mmdet3d-spconv", DEPTHS)
+    backbone.minkunet("mmdet3d-spconv", DEPTHS, STEM_KERNEL)
     state = with_second_stem(backbone.state)
     return _prefixed(renamed(state, _names(state, "", _spconv_residual_names), spconv_xyz, "weight"))
 

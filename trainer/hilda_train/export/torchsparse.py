@@ -1,5 +1,7 @@
 """For MinkUNets on torchsparse as SPVNAS names them; OpenPCSeg (PCSeg) loads the file as it is.
 
+Checked against OpenPCSeg 2d4ab1e (2023-12) and the kernel orders of torchsparse 1.4.0, 2.0.0 and 2.1.0.
+
 Their stem has a second layer, which is filled in so that it changes nothing. Blocks are BasicBlock ("ResBlock") only:
 OpenPCSeg's Bottleneck lacks the activations between its convolutions.
 """
@@ -21,11 +23,12 @@ from hilda_train.export.backbone import (
 from hilda_train.export.kernels import torchsparse
 
 DEPTHS = (14, 18, 34)
+STEM_KERNEL = 3
 
 
 def convert(backbone: Backbone) -> State:
     """Rename `block3.1.conv2.kernel` to `stage3.2.net.3.kernel`, and reorder the kernels of two voxels."""
-    backbone.minkunet("torchsparse", DEPTHS)
+    backbone.minkunet("torchsparse", DEPTHS, STEM_KERNEL)
     state = with_second_stem(backbone.state)
     names = {"conv0p1s1": "stem.0", "bn0": "stem.1", "conv_extra": "stem.3", "bn_extra": "stem.4"}
     for stage in range(1, 2 * ENCODER_STAGES + 1):

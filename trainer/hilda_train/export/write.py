@@ -102,7 +102,8 @@ TARGETS: Mapping[str, Target] = {
         openpcdet.convert,
         ".pth",
         "(Cout, Kz, Ky, Kx, Cin)",
-        f"copy {MODULE} into pcdet/models/backbones_3d (it says how), then train.py --pretrained_model backbone.pth",
+        f"copy {MODULE} into pcdet/models/backbones_3d (it says how), then train.py --pretrained_model backbone.pth; "
+        "INTENSITY_MEAN and INTENSITY_STD are those of your sensor",
         root="model_state",
         model_config=openpcdet.model_config,
     ),
@@ -110,20 +111,20 @@ TARGETS: Mapping[str, Target] = {
         scalr.convert,
         ".pth",
         "dense 2D convolutions only",
-        "ScaLR: finetune.py --pretrained_ckpt backbone.pth",
+        "ScaLR: finetune.py --pretrained_ckpt backbone.pth; a student with GELU needs its branch scalr_plus",
         root="model_point",
+        model_config=scalr.model_config,
     ),
 }
 
 
-def export_backbone(backbone: Backbone, target: str, out: Path, overwrite: bool = False) -> list[Path]:
+def export_backbone(backbone: Backbone, target: str, out: Path) -> list[Path]:
     """Write a backbone for a target.
 
     Args:
         backbone: from `load_backbone`.
         target: one of `TARGETS`.
         out: folder; made where it is missing.
-        overwrite: replace files that are there.
 
     Returns:
         The files written.
@@ -139,9 +140,11 @@ def export_backbone(backbone: Backbone, target: str, out: Path, overwrite: bool 
     files["backbone.json"] = _card(backbone, target, sha256_hex(weights))
     if target == "openpcdet":
         files[MODULE] = (resources.files("hilda_train.export") / MODULE).read_bytes()
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", "give a folder: an export is several files")
     present = [name for name in files if (out / name).exists()]
-    if present and not overwrite:
-        raise UsageError(f"{out / present[0]} is there already", "give another folder, or --overwrite")
+    if present:
+        raise UsageError(f"{out / present[0]} is there already", "give another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         temporary = out / f".{name}.partial"
