@@ -3,10 +3,10 @@
     python benchmarks/forecast.py [--work FOLDER] [--scenes 20] [--steps 1000]
 
 Makes a synthetic drive and its cache, trains the temporal occupancy objective alone (a small student, so that a laptop
-does it in half an hour), and compares DDIM samples on held-out scenes with the sweep of t0 carried forward. Moving cells are those
-under objects that the drive's annotations show to have moved by more than 0.25 m between t0 and t1, where they were and
-where they come to be, and one cell around. Prints a table; writes FOLDER/forecast.png. What lies in FOLDER already is
-used again.
+does it in half an hour), and compares DDIM samples on held-out scenes with the sweep of t0 carried forward. Moving
+cells are those under objects that the drive's annotations show to have moved by more than 0.25 m between t0 and t1,
+where they were and where they come to be, and one cell around. Prints a table; writes FOLDER/forecast.png. What lies
+in FOLDER already is used again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import torch
 from hilda_cache.drives.synthetic import make_drive
 from hilda_cache.drives.transforms import inverse_se3, se3
 from hilda_cache.teachers.random_vit import save_random_dinov2
-from hilda_schema import open_cache
 from hilda_train.evaluate.forecast import Forecast, IoU, forecast, regions_of, scores, widened
 from hilda_train.evaluate.restore import Restored, restore_run, spread
 from hilda_train.report.figures import draw_forecasts
@@ -59,7 +58,8 @@ def main() -> None:
         arguments.work.mkdir(parents=True, exist_ok=True)
         make_drive(drive, scenes=arguments.scenes, frames=arguments.frames, seed=11, image_size=(176, 98))
     teacher = save_random_dinov2(arguments.work / "teacher", seed=0)
-    call("hilda-cache", "extract", drive, "-d", "nuscenes", "-t", f"vit={teacher}", "--image-size", "56x98", "-o", cache)
+    teacher_options = ("-t", f"vit={teacher}", "--image-size", "56x98")
+    call("hilda-cache", "extract", drive, "-d", "nuscenes", *teacher_options, "-o", cache)
     held_out = [f"scene-{number:04d}" for number in range(arguments.scenes - HELD_OUT + 1, arguments.scenes + 1)]
     sets = [*OPTIONS, f"train.max_steps={arguments.steps}", f"data.held_out={json.dumps(held_out)}"]
     call("hilda-train", "fit", "demo", "-c", cache, "-o", run, "--resume", *(word for s in sets for word in ("-s", s)))
@@ -83,7 +83,8 @@ def call(program: str, *arguments: object) -> None:
 def report(restored: Restored, table: dict[str, dict[str, IoU]], clips: int) -> None:
     """Print the comparison."""
     config = restored.prepared.config
-    print(f"{clips} clips of {len(config.data.held_out)} held-out scenes, {config.data.gap_s} s ahead, step {restored.step}")
+    scenes, gap_s = len(config.data.held_out), config.data.gap_s
+    print(f"{clips} clips of {scenes} held-out scenes, {gap_s} s ahead, step {restored.step}")
     print(f"{'IoU of occupied cells':24} {'model':>8} {'carried forward':>16}")
     for name, row in table.items():
         print(f"{name:24} {row['model'].value:8.3f} {row['carried forward'].value:16.3f}")

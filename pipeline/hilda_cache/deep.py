@@ -22,6 +22,7 @@ from hilda_schema.sampling import sample_grid
 MIN_COSINE = 0.999  # below the loss of every encoding, above any other image, layer or revision
 MAX_RELATIVE_ERROR = (2 * (1 - MIN_COSINE)) ** 0.5  # of a vector turned by that angle
 MAX_PIXEL_ERROR = 0.05
+ORIGIN = frozenset({"source", "revision", "licence"})  # may differ: weights and features are compared themselves
 
 
 def live_request(recipe: Recipe, root: Path, teachers: list[str]) -> ExtractRequest:
@@ -53,7 +54,7 @@ def compare_frames(cache: Cache, count: int, request: ExtractRequest) -> tuple[l
         UsageError: the drive is another.
     """
     recipe = cache.manifest.recipe
-    loaded = teachers_of(request, recipe)
+    loaded = teachers_of(request, recipe, ignoring=ORIGIN)
     drive = open_drive_once(request.drive)
     rows, problems = [], []
     for index in sorted({round(k) for k in np.linspace(0, len(cache) - 1, min(count, len(cache)))}):

@@ -70,8 +70,15 @@ def load_teachers_once(specs: tuple[TeacherSpec, ...]) -> tuple[Teacher, ...]:
     return tuple(load_teacher(spec, device="cpu") for spec in specs)
 
 
-def teachers_of(request: ExtractRequest, recipe: Recipe) -> tuple[Teacher, ...]:
+def teachers_of(
+    request: ExtractRequest, recipe: Recipe, ignoring: frozenset[str] = frozenset()
+) -> tuple[Teacher, ...]:
     """The loaded teachers, in the recipe's precision.
+
+    Args:
+        request: which teachers.
+        recipe: what they must be.
+        ignoring: fields of the recipe's teachers in which they may differ.
 
     Raises:
         TeacherError: this worker's weights or grids are not those of the recipe.
@@ -79,8 +86,8 @@ def teachers_of(request: ExtractRequest, recipe: Recipe) -> tuple[Teacher, ...]:
     teachers = load_teachers_once(request.teachers)
     for teacher, info in zip(teachers, recipe.teachers, strict=True):
         mine = teacher_info(teacher.card, info.precision, info.precision_reason)
-        if mine != info:
-            fields = [name for name in TeacherInfo.model_fields if getattr(mine, name) != getattr(info, name)]
+        compared = TeacherInfo.model_fields.keys() - ignoring
+        if fields := sorted(name for name in compared if getattr(mine, name) != getattr(info, name)):
             raise TeacherError(
                 f"teacher {info.name!r} on this worker differs from the recipe in {', '.join(fields)}",
                 "give every worker the same weights and the same version of hilda-lidar",

@@ -74,14 +74,14 @@ def test_a_run_without_a_checkpoint_that_can_be_trusted_is_not_begun_anew(fit, t
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(start_fit, tmp_path, curve):
-    run, options = tmp_path / "run", ("train.max_steps=8", "train.checkpoint_every=100")
+    run, options = tmp_path / "run", ("train.max_steps=14", "train.checkpoint_every=100")
     first = start_fit(run, *options)
     first.until_step(run, 2)
     first.send(signal.SIGKILL)
-    first.wait()
+    assert first.wait() == -signal.SIGKILL
     second = start_fit(run, *options, resume=True)
     assert second.wait() == 0, second.said
-    assert [line["step"] for line in curve(run)] == list(range(1, 9))
+    assert [line["step"] for line in curve(run)] == list(range(1, 15))
 
 
 def test_a_log_that_cannot_be_written_does_not_stop_the_run(fit, tmp_path, weights, require_same_bits, capsys):

@@ -46,7 +46,7 @@ def test_ctrl_c_with_loader_workers_saves_and_the_resumed_run_ends_in_the_bits_o
     start_fit, fit, tmp_path, curve, weights, require_same_bits
 ):
     """Ctrl-C on a terminal reaches the workers too."""
-    options = ("train.max_steps=16", "train.checkpoint_every=100")
+    options = ("train.max_steps=24", "train.checkpoint_every=100")
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert fit(whole, *options) == 0
 
@@ -55,11 +55,11 @@ def test_ctrl_c_with_loader_workers_saves_and_the_resumed_run_ends_in_the_bits_o
     first.send(signal.SIGINT, group=True)
     assert first.wait() == 130, first.said
     stopped = len(curve(run))
-    assert 3 <= stopped < 16
+    assert 3 <= stopped < 24
 
     second = start_fit(run, *options, "data.workers=2", resume=True)
     assert second.wait() == 0, second.said
-    assert f"going on from step {stopped} of 16" in second.said
+    assert f"going on from step {stopped} of 24" in second.said
     assert curve(run) == curve(whole)
     require_same_bits(weights(run), weights(whole))
 
