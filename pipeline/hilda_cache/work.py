@@ -70,9 +70,7 @@ def load_teachers_once(specs: tuple[TeacherSpec, ...]) -> tuple[Teacher, ...]:
     return tuple(load_teacher(spec, device="cpu") for spec in specs)
 
 
-def teachers_of(
-    request: ExtractRequest, recipe: Recipe, ignoring: frozenset[str] = frozenset()
-) -> tuple[Teacher, ...]:
+def teachers_of(request: ExtractRequest, recipe: Recipe, ignoring: frozenset[str] = frozenset()) -> tuple[Teacher, ...]:
     """The loaded teachers, in the recipe's precision.
 
     Args:

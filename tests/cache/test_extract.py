@@ -18,7 +18,7 @@ from hilda_cache.extract import ExtractReport, extract
 from hilda_cache.request import DriveSpec, ExtractRequest, Selection
 from hilda_cache.teachers.spec import TeacherSpec
 from hilda_schema import open_cache
-from hilda_schema.errors import CacheConflict, UsageError
+from hilda_schema.errors import CacheConflict, TeacherError, UsageError
 from hilda_schema.sampling import sample_grid
 from hilda_schema.verify import verify
 
@@ -297,6 +297,19 @@ def test_an_empty_selection_and_a_strange_folder_are_refused(
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
     with pytest.raises(CacheConflict, match=r"not empty \(it holds 'cat.jpg'\)"):
         run(request(tiny_drive, tiny_vit), tmp_path / "photos", dask_client)
+
+
+def test_a_mistake_found_by_a_worker_leaves_no_folder(
+    tiny_drive: Path, tiny_vit: Path, dask_client: Any, tmp_path: Path
+) -> None:
+    teacher = TeacherSpec(name="vit", source=str(tiny_vit), layers=("9",), image_size=SIZE)
+    with pytest.raises(TeacherError, match="no layer '9'"):
+        run(request(tiny_drive, tiny_vit, teachers=(teacher,)), tmp_path / "new", dask_client)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with pytest.raises(TeacherError):
+        run(request(tiny_drive, tiny_vit, teachers=(teacher,)), tmp_path / "old", dask_client)
+    assert list((tmp_path / "old").iterdir()) == []
 
 
 def test_a_nan_from_the_teacher_is_refused_by_frame(tiny_drive: Path, dask_client: Any, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ data: {batch_size: 2, workers: 0, gap_s: 0.1, intensity: {toy: {mean: 0.5, std: 
 schedule: {kind: cosine, warmup: 1}
 train: {max_steps: 6, precision: float32, checkpoint_every: 3, log_every: 1}
 """
-MINKUNET = "student={arch: minkunet, depth: 14, width: 0.125, voxels: {size: [1.0, 1.0, 1.0]}}"
 
 
 @pytest.fixture(scope="session")

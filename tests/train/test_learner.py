@@ -189,7 +189,8 @@ def naive_occupancy(step, last):
         clean = torch.tensor([[value[int(cell)] for cell in row] for row in batch.target[sample]], dtype=torch.float64)
         noised = math.sqrt(abar) * clean + math.sqrt(1 - abar) * eps[0]
         stacked = torch.cat([noised[None, None], history[sample : sample + 1]], dim=1)
-        predicted = occupancy.denoiser(stacked, torch.tensor([tau])).detach()[0, 0]
+        velocity = occupancy.denoiser(stacked, torch.tensor([tau])).detach()[0, 0]
+        predicted = math.sqrt(1 - abar) * noised + math.sqrt(abar) * velocity
         for i in range(16):
             for j in range(16):
                 kind = int(batch.target[sample, i, j])

@@ -97,7 +97,9 @@ def test_the_authors_network_says_what_the_student_says(naive, waffleiron, activ
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     neighbours = distance.argsort(axis=1)[:, 1:4]
     rows = embedding(reader, feats.double().numpy(), neighbours)
-    shape = TARGETS["scalr"].model_config(backbone)["grid_shape"]
+    config = TARGETS["scalr"].model_config(backbone)
+    shape = config["grid_shape"]
+    assert config["gelu"] == (activation == "gelu")
     assert shape == [[8, 8], [8, 4], [8, 4]]
     for depth in range(4):
         axes = list(PLANES[depth % 3])

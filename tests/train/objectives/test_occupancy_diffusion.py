@@ -151,6 +151,19 @@ def toy(samples: int = 2):
     return sweeps, target
 
 
+def test_the_networks_output_is_a_velocity():
+    """In float64, step by step: x0 and eps of a network that knows v are those that made x_tau, whatever tau."""
+    generator = torch.Generator().manual_seed(3)
+    clean, noise = torch.randn(2, 4, 5, 5, generator=generator, dtype=torch.float64)
+    tau = torch.tensor([0, 300, 700, 999])
+    abar = SCHEDULE.abar[tau].view(-1, 1, 1)
+    velocity = abar.sqrt() * noise - (1 - abar).sqrt() * clean
+    noised = SCHEDULE.add_noise(clean, noise, tau)
+    found = SCHEDULE.noise_of_velocity(noised, velocity, tau)
+    torch.testing.assert_close(found, noise, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(SCHEDULE.predict_clean(noised, found, tau), clean, rtol=1e-7, atol=1e-7)
+
+
 def test_gradients_reach_the_student_through_both_frames():
     diffusion = build()
     sweeps, target = toy()

@@ -88,6 +88,7 @@ def make_loader(dataset: ClipDataset, order: EpochOrder, workers: int, device: t
     pinned, own = device.type == "cuda", torch.Generator()
     if not workers:
         return DataLoader(dataset, batch_sampler=order, collate_fn=joining, pin_memory=pinned, generator=own)
+    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not once a worker
     return DataLoader(
         dataset,
         batch_sampler=order,

@@ -157,7 +157,8 @@ def export_backbone(backbone: Backbone, target: str, out: Path) -> list[Path]:
 def _weights(backbone: Backbone, target: Target) -> bytes:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in target.convert(backbone).items()}
     if not target.root:
-        return bytes(save(state, metadata={"format": "pt", "kernel_layout": target.layout}))
+        # One entry alone: safetensors writes several in an order that changes from call to call.
+        return bytes(save(state, metadata={"kernel_layout": target.layout}))
     content: dict[str, Any] = {target.root: state}
     if target.extra is not None:
         content |= target.extra(backbone)

@@ -11,6 +11,11 @@ Not published, our choices: occupancy is -1 (free) and +1 (occupied). Since xhat
 linear schedule, where there is nothing to learn. So xhat is clamped to [-1, 1], the term counts for tau < T/2 only,
 and occupied cells, which are few, weigh more in it.
 
+The network's raw output is v = sqrt(abar) eps - sqrt(1 - abar) x_occ (arXiv 2202.00512), from which eps_theta follows;
+the loss is still the one above, on eps. Where abar is nearly 0, eps is nearly x_tau itself, and what a network that
+puts out eps knows of x_occ is the small rest: xhat multiplies its error by up to 160. With v the identity is built in,
+and the rest is what is learned. docs/design-notes/0002-denoiser-output.md has the curves.
+
 Unobserved cells enter the noised map as 0, half-way between free and occupied, and are left out of both terms:
 the student is never told that what the LiDAR could not see was free.
 
@@ -84,7 +89,7 @@ class OccupancyDiffusion(nn.Module):
 
     Args:
         history: collapses the sweeps to (S, D, H, W).
-        denoiser: (S, 1 + D, H, W), (S,) -> (S, 1, H, W), e.g. `UNet2d(1 + D)`.
+        denoiser: (S, 1 + D, H, W), (S,) -> (S, 1, H, W), the velocity v; e.g. `UNet2d(1 + D)`.
         schedule: the process.
         lambda_x0: lambda; 0 leaves the noise term alone.
         x0_below, occupied_weight: see `occupancy_diffusion_loss`.
@@ -163,5 +168,5 @@ class OccupancyDiffusion(nn.Module):
 
     def _denoise(self, noised: Tensor, tau: Tensor, history: Tensor) -> Tensor:
         stacked = torch.cat((noised[:, None].to(history.dtype), history), dim=1)
-        predicted: Tensor = self.denoiser(stacked, tau)
-        return predicted[:, 0]
+        velocity = at_least_float32(self.denoiser(stacked, tau)[:, 0])
+        return self.schedule.noise_of_velocity(noised.to(velocity.dtype), velocity, tau)

@@ -70,6 +70,11 @@ class NoiseSchedule(nn.Module):
         signal, spread = self._weights(tau, noised)
         return (noised - spread * noise) / signal
 
+    def noise_of_velocity(self, noised: Tensor, velocity: Tensor, tau: Tensor) -> Tensor:
+        """The eps that (S, ...) v = sqrt(abar) eps - sqrt(1 - abar) x_0 implies (arXiv 2202.00512, appendix D)."""
+        signal, spread = self._weights(tau, noised)
+        return spread * noised + signal * velocity
+
     def sampling_steps(self, count: int) -> list[int]:
         """`count` steps from T - 1 downwards, evenly spaced; T - 1 is among them, for sampling begins in pure noise.
 
