@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Sampler
 from hilda_schema.errors import HildaError, TrainError, UsageError
 from hilda_schema.reader import Cache
 from hilda_train.data.batches import Batch, ClipDataset, collate
-from hilda_train.data.tokens import ScanTokens, TeacherLayer, read_scan_tokens
+from hilda_train.data.tokens import ScanTokens, TeacherLayer, read_tokens
 from hilda_train.distributed import World
 
 WORKER_TIMEOUT_S = 300  # for one batch; torch waits for ever, or with a timeout of its own overlooks dead workers
@@ -133,12 +133,7 @@ def _read(
     batches: Iterable[Batch | HildaError], caches: Sequence[Cache], plan: TokenPlan
 ) -> Iterator[tuple[Batch, list[ScanTokens]]]:
     for batch in _made(batches):
-        pairs = torch.split(batch.pair_row, list(batch.pair_counts))
-        tokens = [
-            read_scan_tokens(caches[cache], row, kept.numpy(), plan.layers, plan.global_teacher)
-            for (cache, row), kept in zip(batch.sources, pairs, strict=True)
-        ]
-        yield batch, tokens
+        yield batch, read_tokens(batch, caches, plan.layers, plan.global_teacher)
 
 
 def _made(batches: Iterable[Batch | HildaError]) -> Iterator[Batch]:

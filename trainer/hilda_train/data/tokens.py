@@ -78,6 +78,17 @@ def read_scan_tokens(
     return ScanTokens(tuple(stored), token)
 
 
+def read_tokens(
+    batch: Batch, caches: Sequence[Cache], layers: Sequence[TeacherLayer], global_teacher: str | None
+) -> list[ScanTokens]:
+    """The tokens of every scan of a batch; see `read_scan_tokens`."""
+    pairs = torch.split(batch.pair_row, list(batch.pair_counts))
+    return [
+        read_scan_tokens(caches[cache], row, kept.numpy(), layers, global_teacher)
+        for (cache, row), kept in zip(batch.sources, pairs, strict=True)
+    ]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
     """What a batch is taught."""

@@ -17,7 +17,7 @@ from hilda_train.config import FitConfig
 from hilda_train.data.augment import AugmentOptions
 from hilda_train.data.batches import Batch, ClipDataset, join
 from hilda_train.data.clips import Clip, clips_of
-from hilda_train.data.tokens import ScanTokens, Targets, read_scan_tokens, sample_targets
+from hilda_train.data.tokens import Targets, read_tokens, sample_targets
 from hilda_train.learner import Learner
 from hilda_train.prepare import Prepared, build_learner, matches, prepare
 from hilda_train.run import CHECKPOINTS, check_same_caches, read_config
@@ -52,15 +52,9 @@ class Restored:
             raise sample
         bev = dataset.options.bev
         batch = join([sample], bev.cells if bev else 1)
-        return batch, sample_targets(batch, self._tokens(batch), self.prepared.widths, torch.device("cpu"))
-
-    def _tokens(self, batch: Batch) -> list[ScanTokens]:
-        plan, caches = self.prepared.tokens, self.prepared.caches
-        pairs = torch.split(batch.pair_row, list(batch.pair_counts))
-        return [
-            read_scan_tokens(caches[cache], row, kept.numpy(), plan.layers, plan.global_teacher)
-            for (cache, row), kept in zip(batch.sources, pairs, strict=True)
-        ]
+        plan = self.prepared.tokens
+        tokens = read_tokens(batch, self.prepared.caches, plan.layers, plan.global_teacher)
+        return batch, sample_targets(batch, tokens, self.prepared.widths, torch.device("cpu"))
 
 
 def restore_run(run: Path, urls: Sequence[str], warn: Callable[[str], None] = say) -> Restored:
