@@ -54,6 +54,8 @@ def _local(workers: int) -> Iterator[Any]:
     # Workers compute with one thread each: see work.load_teachers_once. The variables must be set before numpy and
     # torch start in the worker, which is what this Dask setting is for.
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    # A finished part's memory goes back to the system; glibc would keep most of it, and a little more after each part.
+    environment["MALLOC_TRIM_THRESHOLD_"] = str(2**16)
     settings = {
         "distributed.nanny.pre-spawn-environ": environment,
         # A part is big and short-lived; pausing or killing at a guessed limit would only turn slow into failed.

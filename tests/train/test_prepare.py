@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hilda_schema import open_cache
 from hilda_schema.errors import HildaError, TrainError, UsageError
-from hilda_schema.testing import tiny_parts, tiny_recipe
+from hilda_schema.testing import tiny_cache, tiny_parts, tiny_recipe
 from hilda_schema.writer import finish_store, start_store, write_part
 from hilda_train.config import FitConfig, apply_set
 from hilda_train.data.tokens import TeacherLayer
 from hilda_train.data.voxelise import VoxelGrid
 from hilda_train.objectives.bev import BevGrid
-from hilda_train.prepare import build_learner, is_trained_on, prepare, sample_options, scan_options
+from hilda_train.prepare import build_learner, is_trained_on, prepare, sample_options, scan_options, select_clips
 from hilda_train.recipes import load_recipe
 
 CPU = torch.device("cpu")
@@ -228,3 +229,14 @@ def test_the_learners_weights_follow_from_the_seed(cache):
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("key", ["data.scenes", "data.held_out"])
+def test_a_scene_that_is_not_there_is_refused_since_it_would_be_trained_on(tmp_path, key):
+    opened = [open_cache(tiny_cache(tmp_path / "cache", points=20))]
+    with pytest.raises(UsageError, match="no scene is called 'scene-000l'") as refused:
+        select_clips(small(f"{key}=[scene-000l]"), opened)
+    assert "scene-0001" in str(refused.value)
+    scenes = opened[0].frames["scene"].to_pylist()
+    clips = select_clips(small("data.held_out=[scene-0001]"), opened)
+    assert {scenes[clip.current] for clip in clips} == {"scene-0000"}
