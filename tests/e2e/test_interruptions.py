@@ -66,7 +66,8 @@ class Extraction:
         return False
 
     def kill_all(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.wait_until_alone()
 
