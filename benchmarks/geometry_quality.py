@@ -5,7 +5,7 @@
 Ground is judged on real sweeps by labels that the rule never sees (PandaSet, SemanticKITTI, Argoverse 2, below FOLDER;
 left out where they are absent) and on the synthetic drive by its own. Occlusion is judged on the synthetic drive, whose
 world can be asked what stands between a camera and a point at the moment of the image. Beside each rule stand simpler
-ones, so that one sees what it gains. docs/design-notes/0002-ground-and-occlusion.md discusses the numbers.
+ones, so that one sees what it gains. docs/design-notes/0003-ground-and-occlusion.md discusses the numbers.
 """
 
 from __future__ import annotations
