@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from hilda_train.environment import environment, source_state
+from hilda_train.environment import VARIABLES, environment, source_state
 
 
 @pytest.fixture
@@ -47,6 +47,8 @@ def test_an_installation_inside_somebodys_repository_is_not_of_it(repository, tm
 
 
 def test_it_names_versions_and_harmless_variables_and_nothing_else(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("MKL_CBWR", "/home/secret canary")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")

@@ -88,13 +88,10 @@ for text in {texts!r}:
         parse(text, "bomb")
     except UsageError as error:
         print("refused")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    *answers, peak_kib = done.stdout.split()
-    assert answers == ["refused"] * 3, done.stderr
+    assert done.stdout.split() == ["refused"] * 3, done.stderr
     assert not marker.exists()
-    assert int(peak_kib) < 2**20
 
 
 words = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
