@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hilda_cache.lock import NAME as LOCK
 from hilda_cache.lock import locked
 from hilda_cache.parts import PartOutcome, PartPlan, plan_parts, select_cameras
 from hilda_cache.request import ExtractRequest, open_drive_once
@@ -51,9 +52,12 @@ def check_request(request: ExtractRequest, store: Path) -> None:
     Raises:
         UsageError: the selection names a scene or camera that is not there, or holds no frame.
         DriveError: the drive cannot be opened.
-        CacheConflict: the store's folder holds something else.
+        CacheConflict: the store's folder holds something else, or another process writes to it.
     """
     check_folder(store)
+    if (store / LOCK).exists():
+        with locked(store):  # a dead process's file says nothing: only the lock itself does
+            pass
     drive = open_drive_once(request.drive)
     select_cameras(drive, request.selection)
     plan_parts(drive, request.selection, request.part_frames or 1)
