@@ -24,7 +24,7 @@ from hilda_schema.errors import CacheConflict, CacheFull, HildaError
 from hilda_schema.manifest import Manifest, PartEntry, Recipe
 from hilda_schema.writer import finish_store, read_manifest, start_store, sweep_temporary
 
-OWN_NAMES = {"manifest.json", ".lock", "parts", "zarr.json", "frames.parquet"}  # what a store without manifest may hold
+OWN_NAMES = {"manifest.json", LOCK, "parts", "zarr.json", "frames.parquet"}  # what a store without manifest may hold
 TASKS_PER_WORKER = 2  # one running, one waiting: enough that no worker idles while the client answers
 
 
