@@ -94,15 +94,14 @@ def what_was_learned(run: Path, caches: Sequence[str]) -> list[Section]:
     )
     found = []
     if restored.learner.point is not None:
-        found.append(_features(restored, where))
+        found.append(_features(restored, judged, where))
     if can_forecast(restored):
         found.append(_forecasts(restored, where))
     return found
 
 
-def _features(restored: Restored, where: str) -> Section:
+def _features(restored: Restored, judged: Sequence[Clip], where: str) -> Section:
     total: dict[str, Agreement] = {}
-    judged = spread(restored.clips, JUDGED_CLIPS)
     for clip in judged:
         for name, found in agreement(restored, clip).items():
             total[name] = total[name] + found if name in total else found
