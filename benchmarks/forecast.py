@@ -40,7 +40,7 @@ OPTIONS = (
     "train.epochs=null",
     "train.checkpoint_every=100",
     "train.log_every=10",
-    "train.ema=0.98",
+    "train.ema=0.995",
 )
 
 

@@ -258,6 +258,20 @@ def test_a_loader_that_fails_after_a_signal_ends_the_batches_and_before_it_the_r
         list(unless_stopped(failing(), Stop()))
 
 
+def test_a_run_starts_from_the_weights_of_a_file(trainer_of, tmp_path, capsys):
+    """Weights and moving average are the file's; heads are new; the first loss is that of these weights."""
+    source = trainer_of("train.seed=5").learner.student.state_dict()
+    torch.save({"model_points": source}, tmp_path / "start.pt")
+    trainer = trainer_of(f"student.weights={tmp_path / 'start.pt'}", "train.ema=0.9")
+    for name, tensor in trainer.learner.student.state_dict().items():
+        assert torch.equal(tensor, source[name])
+    averaged = trainer.average.tensors()
+    assert all(torch.equal(averaged[f"student.{name}"], source[name]) for name in source)
+    assert f"{len(source)} tensors" in capsys.readouterr().err
+    with pytest.raises(TrainError, match="lacks"):
+        trainer_of(MINKUNET, f"student.weights={tmp_path / 'start.pt'}")
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_before_anything_is_built(trainer_of):
     trainer = trainer_of()
     with pytest.raises(HildaError, match="cannot be shared by 3 processes"):

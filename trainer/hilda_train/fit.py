@@ -28,6 +28,7 @@ from hilda_train.data.batches import Batch
 from hilda_train.data.loading import EpochOrder, make_loader, with_tokens
 from hilda_train.data.tokens import ScanTokens, sample_targets
 from hilda_train.distributed import World, gather_objects, max_over_ranks, mean_over_ranks, synchronise_batch_norm
+from hilda_train.heap import Heap
 from hilda_train.learner import Learner, total
 from hilda_train.objectives.term import Term, require_finite
 from hilda_train.optim import MovingAverage, build_optimizer, set_learning_rate
@@ -35,6 +36,7 @@ from hilda_train.prepare import Prepared, build_learner
 from hilda_train.run import CHECKPOINTS
 from hilda_train.runlog import RunLog
 from hilda_train.schedule import learning_rate
+from hilda_train.students.weights import load_weights
 from hilda_train.train_state import capture, capture_random, restore, run_state, seed_random
 
 Batches = Generator[list[tuple[Batch, list[ScanTokens]]], None, None]
@@ -68,7 +70,8 @@ def build_trainer(prepared: Prepared, world: World, device: torch.device) -> Tra
     """Build learner and optimiser on a device; every rank has the same weights.
 
     Raises:
-        UsageError: the batch cannot be shared by the processes.
+        UsageError: the batch cannot be shared by the processes, or the file to start from is not there.
+        TrainError: that file does not fit the student.
     """
     config = prepared.config
     order = EpochOrder(len(prepared.clips), config.data.batch_size, config.train.accumulate, config.train.seed, world)
@@ -76,6 +79,10 @@ def build_trainer(prepared: Prepared, world: World, device: torch.device) -> Tra
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses to multiply on a GPU
     learner = build_learner(prepared).to(device)
+    if config.student.weights is not None:
+        loaded = load_weights(learner.student, Path(config.student.weights))
+        if world.leads:
+            say(f"starting from {config.student.weights}: {loaded}")
     optimizer = build_optimizer(learner, config.optim)
     average = MovingAverage(learner, config.train.ema) if config.train.ema is not None else None
     wrapped: nn.Module = learner
@@ -264,12 +271,13 @@ def run_loop(trainer: Trainer, folder: Path, stop: Stop) -> None:
     batches = batches_from(trainer)
     if trainer.world.size == 1:  # others would wait for this one in the middle of a step
         batches = unless_stopped(batches, stop)
-    saved = trainer.step
+    saved, heap = trainer.step, Heap()
     with closing(batches), Reporter(trainer, folder) as reporter:
         for parts in reporter.timed(batches):
             numbers = train_step(trainer, parts)
             trainer.logs = dict(zip(numbers, mean_over_ranks(torch.stack([*numbers.values()])).unbind(), strict=True))
             reporter.step_done()
+            heap.step_done()
             stopping = stop.agreed(trainer.device)
             if stopping or trainer.step % train.checkpoint_every == 0 or trainer.step == trainer.steps:
                 save_checkpoint(trainer, folder, reporter.log)

@@ -44,10 +44,14 @@ class MinkUNetConfig(Section):
     """Decoder outputs that learn, from the earliest to the last; the last one also feeds the other objectives."""
     interpolation: Literal["nearest", "trilinear"] = "nearest"
     """How a level is read at points."""
+    weights: str | None = None
+    """A file to start from: an exported backbone, or a checkpoint of the SLidR family; null starts anew."""
+    backend: Literal["native", "minkowski"] = "native"
+    """What runs the sparse layers: our engine, or MinkowskiEngine where it is installed (docs/minkowski.md)."""
 
     def options(self) -> dict[str, Any]:
         """What `students.build_student` takes."""
-        names = {"depth", "width", "stem_kernel_size", "levels", "interpolation"}
+        names = {"depth", "width", "stem_kernel_size", "levels", "interpolation", "backend"}
         return {"name": self.arch, "in_channels": input_width(self.channels), **self.model_dump(include=names)}
 
 
@@ -69,6 +73,8 @@ class WaffleIronConfig(Section):
     neighbours: Count = 16
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
     activation: Literal["relu", "gelu"] = "relu"
+    weights: str | None = None
+    """A file to start from: an exported backbone; null starts anew."""
 
     @model_validator(mode="after")
     def _levels_exist(self) -> WaffleIronConfig:

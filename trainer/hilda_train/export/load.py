@@ -33,7 +33,8 @@ def load_backbone(run: Path, step: int | None = None, warn: Callable[[str], None
     config = read_config(run)
     checkpoint = _checkpoint(run / CHECKPOINTS, step, warn)
     stem = "average" if checkpoint.specs("average") else "model"
-    expected = build_student(config.student.options()).state_dict()
+    options = {name: value for name, value in config.student.options().items() if name != "backend"}
+    expected = build_student(options).state_dict()  # by our own engine: a state is the same in all of them
     named = {f"{STUDENT}{name}": tensor for name, tensor in expected.items()}
     tensors = checkpoint.read(stem, named, partly=True)
     state = {name.removeprefix(STUDENT): tensor for name, tensor in tensors.items()}

@@ -20,22 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from hilda_schema.errors import TrainError, UsageError
+from hilda_train.students.engines import Engine, engine
 from hilda_train.students.points import Interpolation, PointBatch, Voxels, point_rows, read_at_points
-from hilda_train.students.sparse import (
-    BatchNorm,
-    Geometry,
-    SparseTensor,
-    StridedConv,
-    SubmanifoldConv,
-    TransposedConv,
-    add,
-    concatenate,
-    relu,
-)
+from hilda_train.students.sparse import Geometry, SparseTensor
 from hilda_train.students.student import Level, Student
 
 ENCODER_DEPTH = 4
@@ -49,19 +41,20 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, planes: int, downsample: nn.Module | None) -> None:
+    def __init__(self, use: Engine, in_channels: int, planes: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = SubmanifoldConv(in_channels, planes, 3)
-        self.norm1 = BatchNorm(planes)
-        self.conv2 = SubmanifoldConv(planes, planes, 3)
-        self.norm2 = BatchNorm(planes)
+        self.conv1 = use.submanifold(in_channels, planes, 3)
+        self.norm1 = use.batch_norm(planes)
+        self.conv2 = use.submanifold(planes, planes, 3)
+        self.norm2 = use.batch_norm(planes)
         self.downsample = downsample
+        self.engine = use
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: Any) -> Any:
         """Refine features; the stride stays."""
-        out = relu(self.norm1(self.conv1(x)))
+        out = self.engine.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
-        return relu(add(out, x if self.downsample is None else self.downsample(x)))
+        return self.engine.relu(self.engine.add(out, x if self.downsample is None else self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
@@ -69,22 +62,23 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, downsample: nn.Module | None) -> None:
+    def __init__(self, use: Engine, in_channels: int, planes: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = SubmanifoldConv(in_channels, planes, 1)
-        self.norm1 = BatchNorm(planes)
-        self.conv2 = SubmanifoldConv(planes, planes, 3)
-        self.norm2 = BatchNorm(planes)
-        self.conv3 = SubmanifoldConv(planes, planes * self.expansion, 1)
-        self.norm3 = BatchNorm(planes * self.expansion)
+        self.conv1 = use.submanifold(in_channels, planes, 1)
+        self.norm1 = use.batch_norm(planes)
+        self.conv2 = use.submanifold(planes, planes, 3)
+        self.norm2 = use.batch_norm(planes)
+        self.conv3 = use.submanifold(planes, planes * self.expansion, 1)
+        self.norm3 = use.batch_norm(planes * self.expansion)
         self.downsample = downsample
+        self.engine = use
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: Any) -> Any:
         """Refine features; the stride stays."""
-        out = relu(self.norm1(self.conv1(x)))
-        out = relu(self.norm2(self.conv2(out)))
+        out = self.engine.relu(self.norm1(self.conv1(x)))
+        out = self.engine.relu(self.norm2(self.conv2(out)))
         out = self.norm3(self.conv3(out))
-        return relu(add(out, x if self.downsample is None else self.downsample(x)))
+        return self.engine.relu(self.engine.add(out, x if self.downsample is None else self.downsample(x)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +109,10 @@ class MinkUNet(Student):
             "final". HilDA's default, the last two layers, is ("block7", "block8").
         out_channels: channels of the linear layer `final`, which exists only where `levels` asks for it.
         interpolation: how levels are read at points, see `read_at_points`.
+        backend: which library runs the sparse layers, see `engines`.
 
     Raises:
-        UsageError: an unknown depth or level, or `final` without its channels.
+        UsageError: an unknown depth, level or back end, or `final` without its channels.
     """
 
     def __init__(
@@ -129,21 +124,23 @@ class MinkUNet(Student):
         levels: Sequence[str] = ("block7", "block8"),
         out_channels: int | None = None,
         interpolation: Interpolation = "nearest",
+        backend: str = "native",
     ) -> None:
         super().__init__()
         _check(depth, levels, out_channels)
+        self.engine = engine(backend)
         self.architecture = ARCHITECTURES[depth]
         self.levels = tuple(levels)
         self.interpolation: Interpolation = interpolation
         stem, *planes = (max(1, round(width * channels)) for channels in (STEM_CHANNELS, *PLANES))
 
-        self.conv0p1s1 = SubmanifoldConv(in_channels, stem, stem_kernel_size)
-        self.bn0 = BatchNorm(stem)
+        self.conv0p1s1 = self.engine.submanifold(in_channels, stem, stem_kernel_size)
+        self.bn0 = self.engine.batch_norm(stem)
         width_of = {"stem": stem}
         self._add_encoder(width_of, planes)
         self._add_decoder(width_of, planes)
         if "final" in levels and out_channels is not None:
-            self.final = SubmanifoldConv(width_of["block8"], out_channels, 1, bias=True)
+            self.final = self.engine.submanifold(width_of["block8"], out_channels, 1, bias=True)
             width_of["final"] = out_channels
         self.channels = tuple(width_of[level] for level in self.levels)
 
@@ -153,31 +150,32 @@ class MinkUNet(Student):
         if voxels is None:
             raise TrainError("MinkUNet was given points without voxels", "voxelise every sweep before batching it")
         x = SparseTensor(voxels.feats, Geometry(voxels.coords, batch.batch_size))
-        outputs = self.decode(x)
-        return [self._read(outputs[level], batch, voxels) for level in self.levels]
+        outputs = self.decode(self.engine.enter(x))
+        return [self._read(self.engine.leave(outputs[level], x), batch, voxels) for level in self.levels]
 
     def _read(self, x: SparseTensor, batch: PointBatch, voxels: Voxels) -> Level:
         if self.interpolation == "nearest":
             return Level(x.feats, x.coords[:, 0].long(), point_rows(x, voxels))
         return Level.of_points(read_at_points(x, voxels, self.interpolation), batch)
 
-    def decode(self, x: SparseTensor) -> dict[str, SparseTensor]:
-        """Run the U-Net on voxels of stride 1.
+    def decode(self, x: Any) -> dict[str, Any]:
+        """Run the U-Net on voxels of stride 1, a tensor of the engine in use.
 
         Returns:
             The outputs of block5 .. block8, and of `final` where it exists, by name.
         """
-        x = relu(self.bn0(self.conv0p1s1(x)))
+        use = self.engine
+        x = use.relu(self.bn0(self.conv0p1s1(x)))
         skips = [x]
         for i in range(1, ENCODER_DEPTH + 1):
-            x = relu(self._layer("bn", i)(self._layer("conv", i)(x)))
+            x = use.relu(self._layer("bn", i)(self._layer("conv", i)(x)))
             x = self._layer("block", i)(x)
             skips.append(x)
         skips.pop()
         outputs = {}
         for i in range(ENCODER_DEPTH, 2 * ENCODER_DEPTH):
-            x = relu(self._layer("bntr", i)(self._layer("convtr", i)(x)))
-            x = self._layer("block", i + 1)(concatenate(x, skips.pop()))
+            x = use.relu(self._layer("bntr", i)(self._layer("convtr", i)(x)))
+            x = self._layer("block", i + 1)(use.concatenate(x, skips.pop()))
             outputs[f"block{i + 1}"] = x
         if "final" in self.levels:
             outputs["final"] = self.final(x)
@@ -186,16 +184,16 @@ class MinkUNet(Student):
     def _add_encoder(self, width_of: dict[str, int], planes: Sequence[int]) -> None:
         channels = width_of["stem"]
         for i in range(1, ENCODER_DEPTH + 1):
-            self.add_module(_name("conv", i), StridedConv(channels, channels))
-            self.add_module(_name("bn", i), BatchNorm(channels))
+            self.add_module(_name("conv", i), self.engine.strided(channels, channels))
+            self.add_module(_name("bn", i), self.engine.batch_norm(channels))
             channels = width_of[f"block{i}"] = self._add_blocks(i, channels, planes[i - 1])
 
     def _add_decoder(self, width_of: dict[str, int], planes: Sequence[int]) -> None:
         channels = width_of[f"block{ENCODER_DEPTH}"]
         skips = ["stem", *(f"block{i}" for i in range(1, ENCODER_DEPTH))]
         for i in range(ENCODER_DEPTH, 2 * ENCODER_DEPTH):
-            self.add_module(_name("convtr", i), TransposedConv(channels, planes[i]))
-            self.add_module(_name("bntr", i), BatchNorm(planes[i]))
+            self.add_module(_name("convtr", i), self.engine.transposed(channels, planes[i]))
+            self.add_module(_name("bntr", i), self.engine.batch_norm(planes[i]))
             joined = planes[i] + width_of[skips.pop()]
             channels = width_of[f"block{i + 1}"] = self._add_blocks(i + 1, joined, planes[i])
 
@@ -205,9 +203,10 @@ class MinkUNet(Student):
         out_channels = planes * block.expansion
         downsample = None
         if in_channels != out_channels:
-            downsample = nn.Sequential(SubmanifoldConv(in_channels, out_channels, 1), BatchNorm(out_channels))
-        first = block(in_channels, planes, downsample)
-        rest = [block(out_channels, planes, None) for _ in range(self.architecture.blocks[i - 1] - 1)]
+            shortcut = self.engine.submanifold(in_channels, out_channels, 1)
+            downsample = nn.Sequential(shortcut, self.engine.batch_norm(out_channels))
+        first = block(self.engine, in_channels, planes, downsample)
+        rest = [block(self.engine, out_channels, planes, None) for _ in range(self.architecture.blocks[i - 1] - 1)]
         self.add_module(_name("block", i), nn.Sequential(first, *rest))
         return out_channels
 

@@ -6,7 +6,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hilda_schema.errors import TrainError
-from hilda_train.students.sparse import Geometry, SparseTensor, StridedConv, SubmanifoldConv, TransposedConv
+from hilda_train.students.sparse import (
+    Geometry,
+    SparseTensor,
+    StridedConv,
+    SubmanifoldConv,
+    TransposedConv,
+    kernel_map,
+)
 
 BATCH, LOW, EDGE = 2, -8, 16  # the dense grid spans LOW..LOW + EDGE - 1 along each axis; LOW is even
 CIN, COUT = 3, 4
@@ -144,6 +151,23 @@ def test_items_of_a_batch_do_not_mix():
     layers = torch.nn.Sequential(SubmanifoldConv(CIN, 4, 3), StridedConv(4, 4, 3), TransposedConv(4, 4, 3)).double()
     both, one = layers(SparseTensor(feats, together)), layers(SparseTensor(feats[: len(first)], alone))
     torch.testing.assert_close(both.feats[: len(first)], one.feats, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_blocks_of_outputs_change_nothing(monkeypatch, rows):
+    """Large batches are worked on in blocks of output rows: the same result and gradients as in one piece."""
+    layers = torch.nn.Sequential(SubmanifoldConv(CIN, 8, 3), StridedConv(8, 8, 2), TransposedConv(8, 4, 2)).double()
+    coords = cloud(13, density=0.1)
+    runs = []
+    for block_rows in (1 << 14, rows):
+        monkeypatch.setattr(kernel_map, "BLOCK_ROWS", block_rows)
+        geometry = Geometry(coords, BATCH)
+        feats = features(geometry, 1, 7).requires_grad_()
+        out = layers(SparseTensor(feats, geometry)).feats
+        runs.append((out, *torch.autograd.grad(out.square().sum(), [feats, *layers.parameters()])))
+    assert len(geometry.kernel_map("submanifold", 1, 3).blocks) > 1
+    for whole, split in zip(*runs, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("voxels", [0, 1])

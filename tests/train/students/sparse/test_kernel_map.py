@@ -1,10 +1,12 @@
 """Kernel maps against a dictionary and two loops."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilda_train.students.sparse import Geometry, kernel_offsets
+from hilda_train.students.sparse import kernel_map as module
 
 SMALL = st.integers(-5, 4)
 CLOUD = st.sets(st.tuples(st.integers(0, 1), SMALL, SMALL, SMALL), max_size=60)
@@ -24,10 +26,15 @@ def brute_force(inputs, outputs, stride, kernel_size):
 
 def listed(kernel_map):
     """The map as a list of (k, input row, output row), the identity written out."""
-    pairs = [(k, i, o) for k, ins, outs in kernel_map for i, o in zip(ins.tolist(), outs.tolist(), strict=True)]
+    pairs = [pair for block in kernel_map.blocks for pair in listed_block(block)]
     if kernel_map.identity is not None:
         pairs += [(kernel_map.identity, row, row) for row in range(kernel_map.n_inputs)]
     return pairs
+
+
+def listed_block(block):
+    of_pairs = [k for k, count in block.offsets for _ in range(count)]
+    return list(zip(of_pairs, block.input_rows.tolist(), block.output_rows.tolist(), strict=True))
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,24 +50,36 @@ def test_equals_brute_force(cloud, stride, kernel_size, kind):
     assert (kernel_map.n_inputs, kernel_map.n_outputs) == (len(fine), len(outputs))
 
 
-@settings(max_examples=30, deadline=None)
-@given(CLOUD, st.sampled_from([2, 3]))
-def test_no_row_appears_twice_in_one_offset(cloud, kernel_size):
-    """What makes the scatter deterministic on a device that adds in any order."""
-    geometry = Geometry(torch.tensor(sorted(cloud), dtype=torch.int32).view(-1, 4), batch_size=2)
-    for kind in ("submanifold", "strided"):
-        for _, inputs, outputs in geometry.kernel_map(kind, 1, kernel_size):
-            assert len(inputs.unique()) == len(inputs)
-            assert len(outputs.unique()) == len(outputs)
+@settings(max_examples=60, deadline=None)
+@given(CLOUD, st.sampled_from([2, 3]), st.sampled_from([1, 3, 16]), st.booleans(), st.booleans())
+def test_blocks_split_the_outputs_and_know_the_pairs_of_each(cloud, kernel_size, rows, strided, exchanged):
+    """Blocks of any size, in both directions: the same pairs, each found once under its output row."""
+    coords = torch.tensor(sorted(cloud), dtype=torch.int32).view(-1, 4)
+    wanted = ("strided" if strided else "submanifold", 1, kernel_size)
+    whole = Geometry(coords, batch_size=2).kernel_map(*wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK_ROWS", rows)
+        split = Geometry(coords, batch_size=2).kernel_map(*wanted)
+    if exchanged:
+        whole, split = whole.transposed(), split.transposed()
+    assert sorted(listed(split)) == sorted(listed(whole))
+    assert sum(len(block.starts) for block in split.blocks) == split.n_outputs
+    first = 0
+    for block in split.blocks:
+        assert len(block.starts) <= rows
+        ends = [*block.starts.tolist()[1:], len(block.by_output)]
+        assert sorted(block.by_output.tolist()) == list(range(len(block.input_rows)))
+        for row, (start, end) in enumerate(zip(block.starts.tolist(), ends, strict=True)):
+            assert set(block.output_rows[block.by_output[start:end]].tolist()) <= {first + row}
+        first += len(block.starts)
 
 
 @given(CLOUD)
 def test_a_kernel_of_two_gives_every_voxel_to_its_parent_once(cloud):
     geometry = Geometry(torch.tensor(sorted(cloud), dtype=torch.int32).view(-1, 4), batch_size=2)
-    kernel_map = geometry.kernel_map("strided", 1, 2)
-    order = kernel_map.input_rows.argsort()
-    assert kernel_map.input_rows[order].tolist() == list(range(len(cloud)))
-    assert kernel_map.output_rows[order].tolist() == geometry.parents(1).tolist()
+    parents = {i: o for _, i, o in listed(geometry.kernel_map("strided", 1, 2))}
+    assert len(listed(geometry.kernel_map("strided", 1, 2))) == len(cloud)
+    assert [parents[row] for row in range(len(cloud))] == geometry.parents(1).tolist()
 
 
 def test_transposed_exchanges_the_sides():
