@@ -26,7 +26,7 @@ def holes(number):
     for _ in range(number):
         large.append(libc.malloc(20 << 20))
         libc.memset(large[-1], 1, 20 << 20)
-        small.append(libc.malloc(4096))
+        small.append(libc.malloc(500_000))  # too large for a gap left by something else
     for block in large:
         libc.free(block)
 
@@ -49,9 +49,10 @@ def test_large_holes_are_given_back_and_do_not_come_again(holes_max_mb, bounded)
     assert held > 200
     if bounded:
         assert trimmed < held - 150
-        assert after < held - 150, "later blocks leave no holes"
+        assert after < held, "what does not fit into the old holes leaves no new ones"
     else:
-        assert min(trimmed, after) >= held
+        assert trimmed >= held
+        assert after >= held
 
 
 def test_without_glibc_nothing_happens(monkeypatch):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-HOLES_MAX = 2 << 30  # bytes
+HOLES_MAX = 3 << 29  # bytes
 MAPPED = 16 << 20  # bytes from which a tensor is then mapped by itself
 M_MMAP_THRESHOLD = -3
 
