@@ -6,6 +6,7 @@ one to the other as it is. It may keep its own kind of tensor between `enter` an
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -70,7 +71,9 @@ def engine(backend: str) -> Engine:
     if backend != "minkowski":
         raise UsageError(f"there is no sparse engine {backend!r}", "use native or minkowski")
     try:
-        found: Engine = import_module("hilda_train.students.minkowski").ENGINE
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The MinkowskiEngine was compiled with CPU_ONLY", UserWarning)
+            found: Engine = import_module("hilda_train.students.minkowski").ENGINE
     except ImportError as error:
         raise UsageError(
             f"the minkowski back end cannot be used: {error}",

@@ -1,10 +1,10 @@
-"""Exact nearest neighbours of every point, without a compiled tree.
+"""Exact nearest neighbours of points, without a compiled tree.
 
 Comparing all points with all costs N^2. Splitting the cloud at medians, along the longest side, until few points
 are left gives compact leaves (a k-d tree's). A leaf's own points bound how far its neighbours can be, and only
 leaves whose boxes come that near are compared: on a sweep, about one pair in thirty.
 
-Legend: N points, K neighbours, L leaves.
+Legend: N points, K neighbours, Q queries.
 """
 
 from __future__ import annotations
@@ -32,6 +32,34 @@ def nearest_neighbours(xyz_m: Tensor, batch_index: Tensor, k: int) -> Tensor:
     clouds = torch.split(torch.arange(len(xyz_m), device=xyz_m.device), sizes)
     found = [rows[_of_one_cloud(xyz_m[rows], k)] for rows in clouds if len(rows)]
     return torch.cat(found) if found else batch_index.new_zeros((0, k))
+
+
+def nearest_rows(query_m: Tensor, cloud_m: Tensor) -> Tensor:
+    """For each query the nearest point of a cloud.
+
+    Args:
+        query_m: (Q, 3) floating, finite.
+        cloud_m: (N, 3), at least one.
+
+    Returns:
+        (Q,) int64 rows of the cloud.
+    """
+    found = torch.empty(len(query_m), dtype=torch.int64, device=query_m.device)
+    if not len(query_m):
+        return found
+    leaves = _split(cloud_m, torch.arange(len(cloud_m), device=cloud_m.device), LEAF_POINTS)
+    low = torch.stack([cloud_m[rows].amin(0) for rows in leaves])
+    high = torch.stack([cloud_m[rows].amax(0) for rows in leaves])
+    for asked in _split(query_m, torch.arange(len(query_m), device=query_m.device), LEAF_POINTS):
+        points = query_m[asked]
+        gap = torch.maximum(low - points.amax(0), points.amin(0) - high).clamp_(min=0).square().sum(1)
+        nobody = asked.new_full((len(asked),), -1)
+        first = leaves[int(gap.argmin())]
+        squared_reach = _nearest_among(points, nobody, cloud_m[first], first, 1)[0].amax() * (1 + REACH_SLACK)
+        near = (gap <= squared_reach).nonzero()[:, 0].tolist()
+        candidates = torch.cat([leaves[leaf] for leaf in near])
+        found[asked] = _nearest_among(points, nobody, cloud_m[candidates], candidates, 1)[1][:, 0]
+    return found
 
 
 def _of_one_cloud(xyz_m: Tensor, k: int) -> Tensor:

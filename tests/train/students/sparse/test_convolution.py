@@ -13,6 +13,7 @@ from hilda_train.students.sparse import (
     SubmanifoldConv,
     TransposedConv,
     kernel_map,
+    kernel_offsets,
 )
 
 BATCH, LOW, EDGE = 2, -8, 16  # the dense grid spans LOW..LOW + EDGE - 1 along each axis; LOW is even
@@ -168,6 +169,27 @@ def test_blocks_of_outputs_change_nothing(monkeypatch, rows):
     assert len(geometry.kernel_map("submanifold", 1, 3).blocks) > 1
     for whole, split in zip(*runs, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_two_million_voxels():
+    """Forward and backward; some output rows against a sum over neighbours that are looked up in a set."""
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.randint(-100, 100, (2_600_000, 3), generator=generator)
+    coords = torch.unique(torch.hstack([torch.zeros(len(coords), 1, dtype=torch.int64), coords]), dim=0)
+    assert len(coords) > 2_000_000
+    layers = [SubmanifoldConv(2, 4, 3), StridedConv(4, 4), TransposedConv(4, 2)]
+    feats = torch.randn(len(coords), 2, generator=generator, requires_grad=True)
+    x = SparseTensor(feats, Geometry(coords, 1))
+    first = layers[0](x)
+    layers[2](layers[1](first)).feats.sum().backward()
+    assert feats.grad.isfinite().all()
+    row_of = {tuple(place): row for row, place in enumerate(coords[:, 1:].tolist())}
+    for row in torch.randint(len(coords), (200,), generator=generator).tolist():
+        place = coords[row, 1:]
+        neighbours = [row_of.get(tuple((place + offset).tolist())) for offset in kernel_offsets(3)]
+        terms = [feats[n] @ layers[0].kernel[k] for k, n in enumerate(neighbours) if n is not None]
+        torch.testing.assert_close(first.feats[row], sum(terms), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("voxels", [0, 1])

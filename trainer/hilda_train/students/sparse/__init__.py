@@ -8,16 +8,16 @@ and makes a LiDAR sweep pay for the empty space around it: one voxel in some ten
 is, `in` is zero and the term vanishes. So keep only the occupied voxels, as rows of a matrix, and for every offset
 k list the pairs of rows (i, o) with place_i = place_o + offset_k. Then, for every k,
 
-    gather   in[i]                   the rows that meet offset k
-    multiply by W[k]                 one dense matrix product
-    scatter  add the result to out[o]
+    gather    in[i]            the rows that meet offset k
+    multiply  by W[k]          one dense matrix product
+    sum       into out[o]      the products of one output row, over all offsets
 
 is the same convolution, exactly. Read the files in this order:
 
     coordinates.py   a voxel's place as one sortable integer; the order of kernel offsets
-    kernel_map.py    the pairs (i, o) of every offset, found by binary search
+    kernel_map.py    the pairs (i, o) of every offset, found by one search for each column of the kernel
     tensor.py        features with their geometry; every kernel map is built once and shared by all layers
-    product.py       gather, multiply, scatter, forwards and backwards
+    product.py       gather, multiply, sum, forwards and backwards
     convolution.py   the three layers: submanifold, strided, transposed
     layers.py        normalisation, activation, skip connections, pooling
 """
