@@ -1,5 +1,6 @@
 """The config tree: strict, explained in one line a key, compared, hashed and resolved."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -228,6 +229,14 @@ def test_auto_is_settled_once_with_reasons():
     assert "auto" not in dump_effective(config).replace("about: ''", "")
     assert resolve(config, FACTS).config == config
     assert resolve(config, FACTS).reasons == ()
+
+
+def test_slow_bfloat16_is_allowed_with_a_warning():
+    asked = apply_set(CONFIG, ["train.precision=bfloat16", "train.max_steps=7"])
+    slow, fast = resolve(asked, FACTS), resolve(asked, dataclasses.replace(FACTS, bfloat16=True))
+    assert slow.config.train.precision == fast.config.train.precision == "bfloat16"
+    (warning,) = set(slow.reasons) - set(fast.reasons)
+    assert "many times slower" in warning
 
 
 @pytest.mark.parametrize(
