@@ -1,6 +1,6 @@
 """Is our sparse engine fast? Against MinkowskiEngine, and against the matrix products alone, on real sweeps.
 
-    python benchmarks/sparse_engine.py --samples FOLDER [--depths 18 34] [--threads 1 2] [--repeats 7]
+    python benchmarks/sparse_engine.py --samples FOLDER [--sweeps NAME ...] [--depths 18 34] [--threads 1 2]
 
 FOLDER holds nuscenes_keyframe/, pandaset/ and kitti_raw/; those that are absent are left out, and so are engines that
 are not installed. Every number of threads is a process of its own, in which the engines take turns on one sweep, ours
@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -30,7 +30,7 @@ from hilda_train.data.voxelise import VoxelGrid, voxelise
 from hilda_train.students.minkunet import MinkUNet
 from hilda_train.students.sparse import Geometry, SparseTensor, StridedConv, SubmanifoldConv, TransposedConv
 
-SWEEPS = (("nuscenes_keyframe", "nuscenes"), ("pandaset", "pandaset"), ("kitti_raw", "kitti_raw"))
+SWEEPS = {"nuscenes_keyframe": "nuscenes", "pandaset": "pandaset", "kitti_raw": "kitti_raw"}  # folder: dataset
 CHANNELS = 4
 Product = tuple[int, int, int]  # rows, Cin, Cout
 
@@ -41,27 +41,27 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, required=True)
     parser.add_argument("--depths", type=int, nargs="+", default=[18, 34])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sweeps", nargs="+", default=list(SWEEPS), choices=list(SWEEPS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--inner", choices=["times", "memory"], help=argparse.SUPPRESS)
     parser.add_argument("--backend", default="native", help=argparse.SUPPRESS)
-    parser.add_argument("--sweep", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inner == "times":
         measure_times(arguments)
     elif arguments.inner == "memory":
         measure_memory(arguments)
     else:
-        sweeps = load_sweeps(arguments.samples)
+        sweeps = load_sweeps(arguments.samples, arguments.sweeps)
         missing = {"minkowski", "spconv"} - set(backends())
         print("".join(f"{name} is not installed and left out\n" for name in sorted(missing)), end="")
         print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}; {describe(sweeps)}")
         for threads in arguments.threads:
-            call(arguments, "times", threads, "--depths", *map(str, arguments.depths))
+            call(arguments, "times", threads, "--depths", *map(str, arguments.depths), "--sweeps", *sweeps)
         print(f"\npeak MB, forward+backward       {'  '.join(f'{name:>18}' for name in sweeps)}")
         for depth in arguments.depths:
             for backend in backends():
                 which = ("--depths", str(depth), "--backend", backend)
-                cells = [call(arguments, "memory", 1, *which, "--sweep", name) for name in sweeps]
+                cells = [call(arguments, "memory", 1, *which, "--sweeps", name) for name in sweeps]
                 print(f"MinkUNet{depth} {backend:20} {'  '.join(f'{cell:>18}' for cell in cells)}", flush=True)
 
 
@@ -81,14 +81,14 @@ def backends() -> list[str]:
     return ["native", *(name for name, package in packages.items() if find_spec(package))]
 
 
-def load_sweeps(samples: Path) -> dict[str, SparseTensor]:
+def load_sweeps(samples: Path, names: Sequence[str]) -> dict[str, SparseTensor]:
     """The first sweep of each dataset on a grid of 0.1 m."""
     from hilda_cache.drives import open_drive
 
     sweeps = {}
-    for folder, dataset in SWEEPS:
+    for folder in names:
         if (samples / folder).is_dir():
-            drive = open_drive(dataset, samples / folder)
+            drive = open_drive(SWEEPS[folder], samples / folder)
             xyz_m = torch.tensor(drive.read(drive.frames(drive.scenes()[0])[0]).points.xyz_m)
             feats = torch.randn(len(xyz_m), CHANNELS, generator=torch.Generator().manual_seed(0))
             voxels = voxelise(xyz_m, feats, VoxelGrid()).voxels
@@ -112,7 +112,7 @@ def measure_times(arguments: argparse.Namespace) -> None:
     print(f"\n{f'{threads} thread(s)':46}{columns}   native to floor, to each other engine")
     for depth in arguments.depths:
         networks = {name: network_of(depth, name) for name in names}
-        for name, sweep in load_sweeps(arguments.samples).items():
+        for name, sweep in load_sweeps(arguments.samples, arguments.sweeps).items():
             compare(f"MinkUNet{depth} {name}", networks, sweep, arguments.repeats)
 
 
@@ -250,7 +250,7 @@ def differences(networks: dict[str, MinkUNet], sweep: SparseTensor) -> str:
 def measure_memory(arguments: argparse.Namespace) -> None:
     """Print what one pass adds to this process, at most."""
     (depth,) = arguments.depths
-    sweep = load_sweeps(arguments.samples)[arguments.sweep]
+    sweep = load_sweeps(arguments.samples, arguments.sweeps)[arguments.sweeps[0]]
     network = network_of(depth, arguments.backend)
     Path("/proc/self/clear_refs").write_text("5")  # the highest mark starts anew
     before = resident_mb("VmRSS")

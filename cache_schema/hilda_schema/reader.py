@@ -274,6 +274,11 @@ class Frame:
         return present
 
     @property
+    def point_columns(self) -> tuple[str, ...]:
+        """Names of the columns that `points` has; tells without reading them whether there are labels."""
+        return tuple(column.name for column in POINT_COLUMNS if f"points/{column.name}" in self._part.arrays)
+
+    @property
     def points(self) -> PointArrays:
         """The sweep; read once.
 

@@ -192,6 +192,27 @@ def show(
 
 
 @app.command()
+def prototypes(
+    model: Annotated[
+        str, typer.Argument(help="A CLIP or SigLIP: a transformers folder or hub id.", show_default=False)
+    ],
+    classes: Annotated[
+        Path,
+        typer.Option(help="Text file of classes, one a line: name, or name: word, other word.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Safetensors file to write.", show_default=False)],
+    template: Annotated[
+        list[str] | None, typer.Option(help='Sentence with {} for the class, e.g. "a photo of a {}.". Repeatable.')
+    ] = None,
+    space: Annotated[str, typer.Option(help="tokens: for stored patch tokens; text: the space itself.")] = "tokens",
+) -> None:
+    """Embed class names with a text tower, for hilda-train zeroshot."""
+    from hilda_cache import commands
+
+    commands.prototypes(model, classes, out, template or [], space)
+
+
+@app.command()
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.", show_default=False)],
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 4,

@@ -245,6 +245,16 @@ def frame_images(cache: Cache, index: int, root: Path) -> dict[str, Any]:
     return images
 
 
+def prototypes(model: str, classes: Path, out: Path, templates: list[str], space: str) -> None:
+    """Write the vectors of class names."""
+    from hilda_cache.teachers.text import TEMPLATES, read_classes, text_prototypes, write_prototypes
+
+    made = text_prototypes(model, read_classes(classes), templates or TEMPLATES, space)  # type: ignore[arg-type]
+    write_prototypes(made, out)
+    width = len(next(iter(made.vectors.values())))
+    say(f"wrote {out}: {counted(len(made.vectors), 'class', 'classes')}, {width} channels, space {space}")
+
+
 def synth(out: Path, scenes: int, frames: int, seed: int, image_size: str) -> None:
     """Make a synthetic drive."""
     from hilda_cache.drives.synthetic import make_drive

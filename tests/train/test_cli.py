@@ -11,7 +11,9 @@ import torch
 HEAVY = {"torch", "numpy", "zarr", "pyarrow", "safetensors", "tensorboard", "matplotlib", "PIL"}
 
 
-@pytest.mark.parametrize("words", [["-h"], ["fit", "--help"], ["report", "--help"], ["export", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["-h"], ["fit", "--help"], ["report", "--help"], ["export", "--help"], ["robustness", "--help"]]
+)
 def test_help_loads_nothing_heavy(words):
     code = (
         "import sys\n"

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from hilda_schema.terminal import run
+from hilda_train.evaluate.analysis_cli import knn, robustness, structure, zeroshot
+from hilda_train.evaluate.cli import finetune, probe
 
 app = typer.Typer(
     name="hilda-train",
@@ -82,6 +84,14 @@ def export(
     from hilda_train import commands
 
     commands.export(run_folder, out, to)
+
+
+app.command()(probe)
+app.command()(finetune)
+app.command()(knn)
+app.command()(zeroshot)
+app.command()(structure)
+app.command()(robustness)
 
 
 @app.command()

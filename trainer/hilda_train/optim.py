@@ -19,7 +19,16 @@ def build_optimizer(module: nn.Module, config: Optim) -> torch.optim.Optimizer:
         module: everything that learns: student, heads, denoiser.
         config: `optim`.
     """
-    groups = parameter_groups(module, config.weight_decay, config.decay_all)
+    return optimizer_of(parameter_groups(module, config.weight_decay, config.decay_all), config)
+
+
+def optimizer_of(groups: list[dict[str, Any]], config: Optim) -> torch.optim.Optimizer:
+    """An optimiser over parameter groups, see `parameter_groups`.
+
+    Args:
+        groups: each may say by how much its rate differs from the others', `rate_factor`.
+        config: `optim`.
+    """
     if isinstance(config, AdamWConfig):
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, dampening=config.dampening)
@@ -52,9 +61,9 @@ def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) ->
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use a rate from the next step on, in all groups."""
+    """Use a rate from the next step on, in all groups, times a group's own `rate_factor` where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 class MovingAverage:

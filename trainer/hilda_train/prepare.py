@@ -77,13 +77,7 @@ def select_clips(config: FitConfig, caches: Sequence[Cache]) -> tuple[Clip, ...]
         UsageError: none is left, or a pattern names no scene at all: a scene that is held out by a name with a typing
             mistake would be trained on.
     """
-    known = {str(scene) for cache in caches for scene in cache.frames["scene"].to_pylist()}
-    for pattern in (*config.data.scenes, *config.data.held_out):
-        if known and not any(matches(scene, [pattern]) for scene in known):
-            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0) or sorted(known)[:3]
-            raise UsageError(
-                f"no scene is called {pattern!r} (data.scenes, data.held_out)", f"there are {', '.join(near)}"
-            )
+    require_scenes(caches, (*config.data.scenes, *config.data.held_out), "data.scenes, data.held_out")
     found: list[Clip] = []
     for number, cache in enumerate(caches):
         scenes = cache.frames["scene"].to_pylist()
@@ -96,6 +90,19 @@ def select_clips(config: FitConfig, caches: Sequence[Cache]) -> tuple[Clip, ...]
             "hilda-cache info names the scenes; patterns are those of a shell",
         )
     return tuple(found)
+
+
+def require_scenes(caches: Sequence[Cache], patterns: Sequence[str], where: str) -> None:
+    """Refuse patterns that name no scene of any cache.
+
+    Raises:
+        UsageError: naming the first, where it was written, and the scenes that are called most like it.
+    """
+    known = {str(scene) for cache in caches for scene in cache.frames["scene"].to_pylist()}
+    for pattern in patterns:
+        if known and not any(matches(scene, [pattern]) for scene in known):
+            near = difflib.get_close_matches(pattern, known, n=3, cutoff=0) or sorted(known)[:3]
+            raise UsageError(f"no scene is called {pattern!r} ({where})", f"there are {', '.join(near)}")
 
 
 def is_trained_on(config: FitConfig, scene: str) -> bool:

@@ -32,3 +32,36 @@ def in_range_of():
         return ((xyz_m >= low) & (xyz_m < high)).all(axis=1)
 
     return within
+
+
+CLASS_FILE = """
+about: the toy drive
+classes: [road, post]
+datasets: {toy: {ignored: [], road: [1], post: [2]}}
+"""
+
+
+@pytest.fixture(scope="session")
+def toy_classes(tmp_path_factory):
+    """A class file for toy caches."""
+    path = tmp_path_factory.mktemp("classes") / "toy.yaml"
+    path.write_text(CLASS_FILE)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def unlabelled_cache(tmp_path_factory):
+    """A toy cache whose points have no labels."""
+    from dataclasses import replace
+
+    from hilda_schema.testing import tiny_parts, tiny_recipe
+    from hilda_schema.writer import finish_store, start_store, write_part
+
+    recipe, path = tiny_recipe(), tmp_path_factory.mktemp("unlabelled") / "cache"
+    parts = [
+        replace(part, frames=tuple(replace(frame, label=None) for frame in part.frames))
+        for part in tiny_parts(recipe, scenes=2, frames=5, points=50)
+    ]
+    start_store(path, recipe, planned_parts=len(parts))
+    finish_store(path, recipe, [write_part(path, recipe, part) for part in parts])
+    return path

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from hilda_train.students.neighbours import nearest_neighbours
+from hilda_train.students.neighbours import nearest_neighbours, nearest_rows
 
 
 def distances(xyz_m, rows):
@@ -66,3 +66,17 @@ def test_a_point_stands_in_for_neighbours_that_are_missing():
     item = torch.tensor([0, 0, 0, 1])
     assert nearest_neighbours(xyz_m, item, 3).tolist() == [[1, 2, 0], [0, 2, 1], [1, 0, 2], [3, 3, 3]]
     assert nearest_neighbours(torch.zeros(0, 3), one_item(0), 3).shape == (0, 3)
+
+
+@given(st.integers(0, 300), st.integers(1, 500), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1.0, 50.0]))
+def test_the_nearest_of_another_cloud_is_scipys(queries, n, seed, away):
+    """Queries among the cloud's points and far from them; the cloud in one leaf and in many."""
+    generator = torch.Generator().manual_seed(seed)
+    cloud = torch.randn((n, 3), generator=generator, dtype=torch.float64) * 5
+    asked = torch.randn((queries, 3), generator=generator, dtype=torch.float64) * 5 + away
+    asked[: min(n, queries) // 2] = cloud[: min(n, queries) // 2]
+    rows = nearest_rows(asked, cloud)
+    if queries:
+        expected, _ = cKDTree(cloud.numpy()).query(asked.numpy())
+        np.testing.assert_allclose((cloud[rows] - asked).norm(dim=1).numpy(), expected, rtol=1e-12, atol=0)
+    assert rows.shape == (queries,)

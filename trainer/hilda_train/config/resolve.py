@@ -57,11 +57,13 @@ def resolve(config: FitConfig, facts: Facts) -> Resolved:
     if precision == "auto":
         precision = "bfloat16" if facts.bfloat16 else "float32"
         reasons.append(f"train.precision = {precision}: the device {'favours' if facts.bfloat16 else 'lacks'} bfloat16")
+    elif precision == "bfloat16" and not facts.bfloat16:
+        reasons.append("train.precision = bfloat16: many times slower than float32 on a CPU without such arithmetic")
     changed = {
         "targets": targets,
         "data": _data(config, facts, reasons),
         "objectives": config.objectives.model_copy(update={"global_context": global_context}),
-        "schedule": _schedule(config.schedule, steps, facts.steps_per_epoch, reasons),
+        "schedule": settle_schedule(config.schedule, steps, facts.steps_per_epoch, reasons),
         "train": config.train.model_copy(update={"max_steps": steps, "precision": precision}),
     }
     return Resolved(config.model_copy(update=changed), tuple(reasons))
@@ -129,7 +131,12 @@ def _total_steps(config: FitConfig, facts: Facts, reasons: list[str]) -> int:
     return min(limits)
 
 
-def _schedule(schedule: Schedule, steps: int, steps_per_epoch: int, reasons: list[str]) -> Schedule:
+def settle_schedule(schedule: Schedule, steps: int, steps_per_epoch: int, reasons: list[str]) -> Schedule:
+    """A schedule with its durations in steps; what each became is added to the reasons.
+
+    Raises:
+        UsageError: its parts are longer than the run.
+    """
     lengths: dict[str, int] = {}
     for name in ("warmup", "timescale", "cooldown"):
         asked = getattr(schedule, name, None)

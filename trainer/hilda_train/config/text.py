@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,6 +16,7 @@ from hilda_train.config.section import FREE, Section
 from hilda_train.config.strict_yaml import dump, parse
 
 VARIANT_KEYS = ("arch", "kind")
+S = TypeVar("S", bound=Section)
 
 
 def from_mapping(raw: Any, where: str) -> FitConfig:
@@ -28,13 +29,28 @@ def from_mapping(raw: Any, where: str) -> FitConfig:
     Raises:
         UsageError: an unknown key, a value of the wrong type, keys that contradict each other; one line for each.
     """
+    return validated(FitConfig, raw, where, "train: {max_steps: 100}")
+
+
+def validated(model: type[S], raw: Any, where: str, example: str) -> S:
+    """Check a mapping and make a section of it.
+
+    Args:
+        model: which section.
+        raw: as `strict_yaml.parse` gives it.
+        where: file or option, for messages.
+        example: of what to write, for messages.
+
+    Raises:
+        UsageError: as `from_mapping`.
+    """
     if not isinstance(raw, Mapping):
-        raise UsageError(f"{where} is not a mapping of keys to values", "write e.g. train: {max_steps: 100}")
+        raise UsageError(f"{where} is not a mapping of keys to values", f"write e.g. {example}")
     try:
         # By way of JSON: there, and only there, pydantic's strict mode takes a list for a tuple.
-        return FitConfig.model_validate_json(json.dumps(raw, allow_nan=False))
+        return model.model_validate_json(json.dumps(raw, allow_nan=False))
     except ValidationError as error:
-        raise usage_error(error, raw, FitConfig, where) from None
+        raise usage_error(error, raw, model, where) from None
 
 
 def overlay(config: FitConfig, changes: Any, where: str) -> FitConfig:
@@ -56,7 +72,16 @@ def apply_set(config: FitConfig, assignments: Sequence[str]) -> FitConfig:
     Raises:
         UsageError: not of that form, or as `from_mapping`.
     """
-    raw = config.model_dump(mode="json")
+    return from_mapping(assigned(config, assignments), "--set") if assignments else config
+
+
+def assigned(section: Section, assignments: Sequence[str]) -> Any:
+    """A section as plain values, with KEY=VALUE texts applied; not yet checked.
+
+    Raises:
+        UsageError: a text is not of that form.
+    """
+    raw = section.model_dump(mode="json")
     for text in assignments:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -65,7 +90,7 @@ def apply_set(config: FitConfig, assignments: Sequence[str]) -> FitConfig:
         for step in reversed(key.strip().split(".")):
             nested = {step: nested}
         raw = _merged(raw, nested)
-    return from_mapping(raw, "--set") if assignments else config
+    return raw
 
 
 def dump_effective(config: FitConfig) -> str:

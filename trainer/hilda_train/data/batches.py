@@ -127,7 +127,7 @@ class ClipDataset(torch.utils.data.Dataset[Sample | HildaError]):
         if options.bev is not None and clip.whole and clip.next is not None:
             future = self.caches[clip.cache][clip.next]
             pose = augmentation.homogeneous @ t0_SE3_world @ future.world_SE3_lidar
-            with _naming(future):
+            with naming(future):
                 target = _target(future, pose, options.bev, options.unseen_is_free)
         return Sample(str(current.key), int(rng.integers(2**62)), scan, previous, target)
 
@@ -139,12 +139,12 @@ class ClipDataset(torch.utils.data.Dataset[Sample | HildaError]):
         augmentation: Augmentation,
         rng: np.random.Generator,
     ) -> Scan:
-        with _naming(frame):
+        with naming(frame):
             return make_scan(frame, (cache, frame.index), t0_SE3_lidar, augmentation, self.options.scan, rng)
 
 
 @contextmanager
-def _naming(frame: Frame) -> Iterator[None]:
+def naming(frame: Frame) -> Iterator[None]:
     """Say of which frame an error is; those of the cache say it already."""
     try:
         yield

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.context import ForkServerProcess
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hilda_schema.errors import HildaError, TrainError, UsageError
 from hilda_schema.reader import Cache
@@ -28,6 +28,7 @@ from hilda_train.distributed import World
 WORKER_TIMEOUT_S = 300  # for one batch; torch waits for ever, or with a timeout of its own overlooks dead workers
 AHEAD = 2  # batches prepared beyond the one in use: more costs memory and hides nothing
 
+T = TypeVar("T")
 _REMEDY = "look for the out-of-memory killer in the system log; lower data.workers or data.batch_size"
 
 
@@ -75,7 +76,19 @@ class EpochOrder(Sampler[list[tuple[int, int, int]]]):
 
 
 def make_loader(dataset: ClipDataset, order: EpochOrder, workers: int, device: torch.device) -> DataLoader[Any]:
-    """A loader over an epoch's batches.
+    """A loader over an epoch's batches, see `loader_of`."""
+    bev = dataset.options.bev
+    return loader_of(dataset, order, partial(collate, cells=bev.cells if bev else 1), workers, device)
+
+
+def loader_of(
+    dataset: Dataset[Any],
+    order: Iterable[list[tuple[int, int, int]]],
+    joining: Callable[[list[Any]], Any],
+    workers: int,
+    device: torch.device,
+) -> DataLoader[Any]:
+    """A loader over batches of (epoch, position, item) of any dataset.
 
     Workers start from a clean process (`forkserver`): stores and threads that the parent has opened do not survive a
     fork. They stay for the whole run and hold at most `AHEAD` batches each.
@@ -83,8 +96,6 @@ def make_loader(dataset: ClipDataset, order: EpochOrder, workers: int, device: t
     A loader draws a seed for its workers at the start of every pass. It must not come from torch's global generator:
     a run that is resumed makes one pass more, and all that is drawn afterwards (drop path) would be another draw.
     """
-    bev = dataset.options.bev
-    joining = partial(collate, cells=bev.cells if bev else 1)
     pinned, own = device.type == "cuda", torch.Generator()
     if not workers:
         return DataLoader(dataset, batch_sampler=order, collate_fn=joining, pin_memory=pinned, generator=own)
@@ -132,12 +143,16 @@ def with_tokens(
 def _read(
     batches: Iterable[Batch | HildaError], caches: Sequence[Cache], plan: TokenPlan
 ) -> Iterator[tuple[Batch, list[ScanTokens]]]:
-    for batch in _made(batches):
+    for batch in made(batches):
         yield batch, read_tokens(batch, caches, plan.layers, plan.global_teacher)
 
 
-def _made(batches: Iterable[Batch | HildaError]) -> Iterator[Batch]:
-    """The loader's batches; its errors as ours."""
+def made(batches: Iterable[T | HildaError]) -> Iterator[T]:
+    """A loader's batches; its errors as ours.
+
+    Raises:
+        HildaError: what a worker met; TrainError where one died.
+    """
     try:
         for batch in batches:
             if isinstance(batch, HildaError):

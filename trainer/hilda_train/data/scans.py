@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hilda_schema.errors import TrainError
 from hilda_schema.manifest import DatasetInfo
-from hilda_schema.reader import Frame
+from hilda_schema.reader import Frame, PointArrays
 from hilda_train.data.augment import Augmentation
 from hilda_train.data.voxelise import Reduction, VoxelGrid, voxelise
 from hilda_train.students.neighbours import nearest_neighbours
@@ -153,13 +153,11 @@ def make_scan(
         rng: the clip's generator.
     """
     pairs = _choose_pairs(frame, options, rng)
-    kept = _choose_points(frame, pairs, augmentation, options, rng)
-    xyz_m = augmentation.points(frame.points.xyz_m[kept])
-    intensity = frame.points.intensity[kept]
+    candidates = np.arange(len(frame.points))
+    if options.frustum_only:
+        candidates = np.unique(frame.pairs.point[pairs]).astype(np.int64)
     sensor = sensor_name(frame.cache.manifest.recipe.dataset)
-    feats = point_inputs(xyz_m, intensity, options.channels, sensor, options.intensity)
-    points, inside = _point_batch(torch.from_numpy(xyz_m), torch.from_numpy(feats), options, rng)
-    kept = kept[inside]
+    points, kept = see_points(frame.points, candidates, sensor, augmentation, options, rng)
 
     row_of = np.full(len(frame.points.xyz_m), -1, np.int64)
     row_of[kept] = np.arange(len(kept))
@@ -180,6 +178,34 @@ def make_scan(
     )
 
 
+def see_points(
+    points: PointArrays,
+    candidates: NDArray[np.int64],
+    sensor: str,
+    augmentation: Augmentation,
+    options: ScanOptions,
+    rng: np.random.Generator,
+) -> tuple[PointBatch, NDArray[np.int64]]:
+    """Prepare the points of one sweep, whether or not a camera sees them.
+
+    Args:
+        points: the sweep, N points.
+        candidates: ascending rows of the points that may be kept.
+        sensor: whose intensity statistics apply, see `sensor_name`.
+        augmentation: the draw.
+        options: how.
+        rng: the sweep's generator.
+
+    Returns:
+        The student's batch, of one item, and the row of each of its points in the sweep, ascending.
+    """
+    kept = _choose_points(points.xyz_m, candidates, augmentation, options, rng)
+    xyz_m = augmentation.points(points.xyz_m[kept])
+    feats = point_inputs(xyz_m, points.intensity[kept], options.channels, sensor, options.intensity)
+    batch, inside = _point_batch(torch.from_numpy(xyz_m), torch.from_numpy(feats), options, rng)
+    return batch, kept[inside]
+
+
 def _choose_pairs(frame: Frame, options: ScanOptions, rng: np.random.Generator) -> NDArray[np.int64]:
     """Rows of the pairs that teach: visible ones where asked for, of the drawn cameras."""
     chosen = frame.pairs.visible if options.visible_only else np.ones(len(frame.pairs.point), bool)
@@ -191,15 +217,16 @@ def _choose_pairs(frame: Frame, options: ScanOptions, rng: np.random.Generator) 
 
 
 def _choose_points(
-    frame: Frame, pairs: NDArray[np.int64], augmentation: Augmentation, options: ScanOptions, rng: np.random.Generator
+    xyz_m: NDArray[np.float32],
+    kept: NDArray[np.int64],
+    augmentation: Augmentation,
+    options: ScanOptions,
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Rows of the points that the student sees, ascending."""
-    kept = np.arange(len(frame.points.xyz_m))
-    if options.frustum_only:
-        kept = np.unique(frame.pairs.point[pairs]).astype(np.int64)
+    """Rows of the points that the student sees, ascending, of those given."""
     if options.max_points is not None and len(kept) > options.max_points:
-        centre = frame.points.xyz_m[rng.choice(kept)]
-        squared = np.square(frame.points.xyz_m[kept] - centre).sum(axis=1)
+        centre = xyz_m[rng.choice(kept)]
+        squared = np.square(xyz_m[kept] - centre).sum(axis=1)
         kept = np.sort(kept[np.argpartition(squared, options.max_points)[: options.max_points]])
     if augmentation.dropout:
         kept = kept[rng.random(len(kept)) >= augmentation.dropout]

@@ -12,7 +12,7 @@ import torch
 from hilda_schema.errors import TrainError
 from hilda_schema.reader import Cache
 from hilda_schema.terminal import say
-from hilda_train.checkpoint import newest
+from hilda_train.checkpoint import Checkpoint, newest
 from hilda_train.config import FitConfig
 from hilda_train.data.augment import AugmentOptions
 from hilda_train.data.batches import Batch, ClipDataset, join
@@ -77,10 +77,19 @@ def restore_run(run: Path, urls: Sequence[str], warn: Callable[[str], None] = sa
     if checkpoint is None:
         raise TrainError(f"{run} has no checkpoint yet", "let the run reach train.checkpoint_every, or its end")
     learner = build_learner(prepared)
-    stem = "average" if checkpoint.specs("average") else "model"
-    learner.load_state_dict(checkpoint.read(stem, learner.state_dict()))
+    load_weights(learner, checkpoint)
     dataset = ClipDataset(urls, (), replace(prepared.dataset.options, augment=UNCHANGED))
     return Restored(prepared, learner.eval(), checkpoint.step, held_out_clips(config, prepared.caches), dataset)
+
+
+def load_weights(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Give a learner a checkpoint's moving average where it has one, else its weights.
+
+    Raises:
+        TrainError: the checkpoint is of another learner, or damaged.
+    """
+    stem = "average" if checkpoint.specs("average") else "model"
+    learner.load_state_dict(checkpoint.read(stem, learner.state_dict()))
 
 
 def held_out_clips(config: FitConfig, caches: Sequence[Cache]) -> tuple[Clip, ...]:

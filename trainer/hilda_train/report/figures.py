@@ -43,6 +43,26 @@ def draw_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> 
     return _png(figure)
 
 
+def draw_families(rows: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float]]]]]) -> bytes:
+    """A row of panels for each key, and in each panel curves to compare: row -> panel -> curve -> (steps, values)."""
+    columns = max(len(panels) for panels in rows.values())
+    figure = _figure(3.2 * columns, 2.8 * len(rows))
+    names = list(dict.fromkeys(name for panels in rows.values() for curves in panels.values() for name in curves))
+    for row, (heading, panels) in enumerate(rows.items()):
+        for column, (title, curves) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(rows), columns, row * columns + column + 1)
+            _style(axes, f"{heading}: {title}")
+            for name, (steps, values) in curves.items():
+                colour = LINES[names.index(name) % len(LINES)]
+                axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3, label=name)
+            axes.margins(y=0.15)
+            axes.grid(color=FAINT, linewidth=0.4)
+            axes.tick_params(colors=INK, labelsize=8)
+            axes.legend(fontsize=7, facecolor=PANEL, edgecolor=FAINT, labelcolor=INK)
+    figure.tight_layout()
+    return _png(figure)
+
+
 def draw_features(
     cameras: Mapping[str, tuple[tuple[int, int], NDArray[np.floating], Mapping[str, NDArray[np.float64]]]],
     xyz_m: NDArray[np.float32],

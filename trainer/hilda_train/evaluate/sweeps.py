@@ -1,0 +1,175 @@
+"""Labelled sweeps: a cached frame as the student sees it, with the class of every point.
+
+Legend: F points of the recorded sweep, N points that the student sees of it, B sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hilda_schema.errors import HildaError, TrainError, UsageError
+from hilda_schema.reader import Cache, Frame, PointArrays, open_cache
+from hilda_train.config import FitConfig
+from hilda_train.config.data import IntensityConfig
+from hilda_train.data.augment import IDENTITY, AugmentOptions, draw
+from hilda_train.data.batches import naming
+from hilda_train.data.scans import INTENSITY, ScanOptions, see_points, sensor_name
+from hilda_train.evaluate.classes import Classes
+from hilda_train.evaluate.splits import Place
+from hilda_train.prepare import scan_options
+from hilda_train.students.neighbours import nearest_rows
+from hilda_train.students.points import PointBatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """All of a recorded sweep, to be judged on."""
+
+    truth: Tensor  # (F,) int64 classes
+    reads: Tensor  # (F,) int64 which of the student's N points each takes its prediction from
+    borrowed: int  # points that the student does not see, which take the nearest one's
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledSweep:
+    """One sweep."""
+
+    key: str
+    points: PointBatch  # of one item
+    target: Tensor  # (N,) int64 classes
+    whole: Whole | None  # where it is for judging
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledBatch:
+    """Several sweeps."""
+
+    points: PointBatch  # of B items
+    target: Tensor  # (N,) int64
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """The batch on a device."""
+        return LabelledBatch(self.points.to(device, True), self.target.to(device, non_blocking=True))
+
+    def pin_memory(self) -> LabelledBatch:
+        """The batch in page-locked memory."""
+        return LabelledBatch(self.points.pin_memory(), self.target.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOptions:
+    """How sweeps are prepared."""
+
+    scan: ScanOptions
+    augment: AugmentOptions | None
+    classes: Classes
+    seed: int
+    judged: bool  # whether the whole of a sweep is wanted too
+
+
+def sweep_scan_options(config: FitConfig, intensity: dict[str, IntensityConfig], max_points: int | None) -> ScanOptions:
+    """How a pre-trained student's sweeps are prepared downstream: as then, but all around, and at most so many points.
+
+    Args:
+        config: of the pre-training.
+        intensity: more sensors' statistics.
+        max_points: kept around a random one; None for all.
+    """
+    options = scan_options(config)
+    known = {**options.intensity, **{name: (each.mean, each.std) for name, each in intensity.items()}}
+    return replace(
+        options, cameras=None, frustum_only=False, visible_only=False, max_points=max_points, intensity=known
+    )
+
+
+def require_sensors(options: ScanOptions, caches: Sequence[Cache]) -> None:
+    """Refuse a sensor whose intensity nothing standardises, before the first sweep is read.
+
+    Raises:
+        UsageError: naming it.
+    """
+    for cache in caches:
+        sensor = sensor_name(cache.manifest.recipe.dataset)
+        if "intensity" in options.channels and sensor not in {**INTENSITY, **options.intensity}:
+            raise UsageError(
+                f"no intensity statistics for {sensor}",
+                f'--set "intensity.{sensor}={{mean: MEAN, std: STD}}" with numbers of its sweeps',
+            )
+
+
+class LabelledSweeps(Dataset[LabelledSweep | HildaError]):
+    """Frames of caches as labelled sweeps; items are asked for as (epoch, position, number).
+
+    As with `ClipDataset`, all that is random about an item follows from the seed and these numbers.
+    """
+
+    def __init__(self, urls: Sequence[str], places: Sequence[Place], options: SweepOptions) -> None:
+        self.urls, self.places, self.options = tuple(urls), tuple(places), options
+        self._open: list[Cache] | None = None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_open": None}  # a worker opens its own files
+
+    def __getitem__(self, item: tuple[int, int, int]) -> LabelledSweep | HildaError:
+        """One sweep; an error is handed on as a value, because a loader would wrap it in its own traceback."""
+        epoch, position, number = item
+        if self._open is None:
+            self._open = [open_cache(url) for url in self.urls]
+        try:
+            cache, row = self.places[number]
+            frame = self._open[cache][row]
+            with naming(frame):
+                return self._make(frame, np.random.default_rng([self.options.seed, epoch, position]))
+        except HildaError as error:
+            return error
+
+    def recorded(self, frame: Frame) -> tuple[PointArrays, Tensor]:
+        """A frame's F points, and the (F,) int64 classes of them."""
+        points = frame.points
+        assert points.label is not None  # only such frames are chosen
+        dataset = frame.cache.manifest.recipe.dataset
+        return points, torch.from_numpy(self.options.classes.merge(points.label, dataset.name))
+
+    def _make(self, frame: Frame, rng: np.random.Generator) -> LabelledSweep:
+        options, (points, truth) = self.options, self.recorded(frame)
+        augmentation = draw(options.augment, rng) if options.augment else IDENTITY
+        everyone, sensor = np.arange(len(points)), sensor_name(frame.cache.manifest.recipe.dataset)
+        batch, kept = see_points(points, everyone, sensor, augmentation, options.scan, rng)
+        rows = torch.from_numpy(kept)
+        whole = _whole(torch.from_numpy(points.xyz_m.copy()), truth, rows) if options.judged else None
+        return LabelledSweep(str(frame.key), batch, truth[rows], whole)
+
+
+def _whole(xyz_m: Tensor, truth: Tensor, kept: Tensor) -> Whole:
+    """Where every recorded point takes its prediction from."""
+    if len(truth) and not len(kept):
+        raise TrainError("the student sees none of its points", "widen the range of student.voxels")
+    reads = torch.full((len(truth),), -1)
+    reads[kept] = torch.arange(len(kept))
+    unseen = (reads < 0).nonzero()[:, 0]
+    reads[unseen] = nearest_rows(xyz_m[unseen], xyz_m[kept])
+    return Whole(truth, reads, len(unseen))
+
+
+def join_sweeps(sweeps: Sequence[LabelledSweep | HildaError]) -> LabelledBatch | HildaError:
+    """A batch; the first error among the sweeps, where there is one."""
+    good = [sweep for sweep in sweeps if isinstance(sweep, LabelledSweep)]
+    errors = [sweep for sweep in sweeps if isinstance(sweep, HildaError)]
+    if errors:
+        return errors[0]
+    return LabelledBatch(PointBatch.cat([sweep.points for sweep in good]), torch.cat([sweep.target for sweep in good]))
+
+
+def only_one(sweeps: Sequence[LabelledSweep | HildaError]) -> LabelledSweep | HildaError:
+    """The sweep of a batch of one, as it is: what is judged goes by itself."""
+    (sweep,) = sweeps
+    return sweep
