@@ -59,12 +59,15 @@ def report(
     picture: Annotated[
         list[Path] | None, typer.Option("--picture", "-p", help="A PNG to put on top, e.g. of hilda-cache show.")
     ] = None,
+    result: Annotated[
+        list[Path] | None, typer.Option(help="A JSON of probe or finetune, for the table. Repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML to write; default: RUN/report.html.")] = None,
 ) -> None:
-    """Write a report: curves, features on image positions and bird's-eye view, occupancy forecasts."""
+    """Write a report: curves, evaluations, features on image positions and bird's-eye view, occupancy forecasts."""
     from hilda_train.report import write_report
 
-    written = write_report(run_folder, cache or [], out or run_folder / "report.html", picture or [])
+    written = write_report(run_folder, cache or [], out or run_folder / "report.html", picture or [], result or [])
     typer.echo(f"wrote {written}", err=True)
 
 

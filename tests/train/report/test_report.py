@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -96,6 +97,45 @@ def test_pictures_come_along(run, tmp_path):
     matplotlib.image.imsave(made, np.random.default_rng(0).random((5, 7, 3)))
     seen = Page(write_report(run, [], run / "report.html", [made]).read_text())
     np.testing.assert_array_equal(seen.images[0], matplotlib.image.imread(made))
+
+
+def result_file(path, miou, classes="synthetic", **other):
+    rows = [{"name": "car", "iou": miou, "points": 5, "predicted": 4}, {"name": "bus", "iou": None, "points": 0}]
+    result = {
+        "evaluation": "probe", "miou": miou, "accuracy": 0.5, "classes": classes, "per_class": rows, "seed": 0,
+        "protocol": {"name": "quick"}, "train": {"frames": 4}, "test": {"frames": 2}, **other,
+    }  # fmt: skip
+    path.write_text(json.dumps(result))
+    return path
+
+
+def test_results_stand_beside_each_other(run, tmp_path):
+    results = [result_file(tmp_path / "random.json", 0.1), result_file(tmp_path / "hilda.json", 0.25)]
+    seen = Page(write_report(run, [], run / "report.html", results=results).read_text())
+    assert seen.links["evaluations.csv"] == [
+        ["", "random", "hilda"],
+        ["mIoU, %", "10.0", "25.0"],
+        ["accuracy, %", "50.0", "50.0"],
+        ["car", "10.0", "25.0"],
+        ["bus", "'-", "'-"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_text("{"), "cannot read"),
+        (lambda path: path.write_text("[1]"), "holds no result"),
+        (lambda path: path.write_text('{"evaluation": "structure"}'), "holds no result"),
+        (lambda path: result_file(path, 0.2, classes="coarse8"), "about the classes coarse8, not synthetic"),
+    ],
+)
+def test_a_result_that_cannot_be_shown_is_named(run, tmp_path, make, message):
+    good = result_file(tmp_path / "good.json", 0.1)
+    make(tmp_path / "bad.json")
+    with pytest.raises(UsageError, match=message):
+        write_report(run, [], run / "report.html", results=[good, tmp_path / "bad.json"])
+    assert not (run / "report.html").exists()
 
 
 def test_what_cannot_be_reported_is_said_and_no_file_is_left(run, toy_cache, tmp_path):

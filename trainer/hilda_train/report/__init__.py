@@ -16,7 +16,9 @@ from hilda_train.run import CONFIG, read_config, read_run, write_atomically
 from hilda_train.runlog import NAME, read_log
 
 
-def write_report(run: Path, caches: Sequence[str], out: Path, pictures: Sequence[Path] = ()) -> Path:
+def write_report(
+    run: Path, caches: Sequence[str], out: Path, pictures: Sequence[Path] = (), results: Sequence[Path] = ()
+) -> Path:
     """Write the report of a run, finished or not.
 
     Args:
@@ -24,13 +26,14 @@ def write_report(run: Path, caches: Sequence[str], out: Path, pictures: Sequence
         caches: those that it was trained from, in the same order; none for a report without pictures of features.
         out: the HTML file.
         pictures: PNG files to put on top, such as those of `hilda-cache show`.
+        results: JSON files of `hilda-train probe` or `finetune`, to be shown in one table.
 
     Returns:
         `out`.
 
     Raises:
         TrainError: no run, no log, other caches, or no checkpoint.
-        UsageError: matplotlib is not installed, a picture cannot be read, or the file cannot be written.
+        UsageError: matplotlib is not installed, a picture or result cannot be read, or the file cannot be written.
     """
     if not (run / CONFIG).is_file():
         raise TrainError(f"{run} holds no run", "give the folder of `hilda-train fit --out`")
@@ -45,6 +48,7 @@ def write_report(run: Path, caches: Sequence[str], out: Path, pictures: Sequence
         raise TrainError(f"{run} has no curve yet: its {NAME} is empty", "let the run reach train.log_every")
     config, described = read_config(run), read_run(run)
     parts = [sections.overview(config, described, lines), *sections.attached(pictures), sections.curves(lines)]
+    parts += sections.evaluated(results)
     if caches:
         parts += sections.what_was_learned(run, caches)
     parts.append(sections.details(run, described))

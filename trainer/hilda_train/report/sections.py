@@ -5,6 +5,7 @@ Legend: P pairs, N points, D teacher channels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,45 @@ def attached(pictures: Sequence[Path]) -> list[Section]:
             raise UsageError(f"{path} is not a PNG file", "give one that hilda-cache show wrote")
         figures.append(picture(data, path.stem))
     return [Section("What the teacher saw", "\n".join(figures))] if figures else []
+
+
+def evaluated(results: Sequence[Path]) -> list[Section]:
+    """Results of `hilda-train probe` and `finetune` beside each other, a column for each file.
+
+    Raises:
+        UsageError: not such a file, or files about different classes.
+    """
+    if not results:
+        return []
+    found = {path.stem: _result(path) for path in results}
+    first = next(iter(found.values()))
+    for name, each in found.items():
+        if each["classes"] != first["classes"]:
+            raise UsageError(f"{name} is about the classes {each['classes']}, not {first['classes']}")
+    rows: list[list[object]] = [["mIoU, %", *(_percent(each["miou"]) for each in found.values())]]
+    rows.append(["accuracy, %", *(_percent(each["accuracy"]) for each in found.values())])
+    for number, row in enumerate(first["per_class"]):
+        rows.append([row["name"], *(_percent(each["per_class"][number]["iou"]) for each in found.values())])
+    about = (
+        f"{first['evaluation']} by the protocol {first['protocol']['name']}, {first['classes']}, seed {first['seed']}: "
+        f"{first['train']['frames']} training frames, {first['test']['frames']} test frames. One seed; a difference "
+        "means something only where it is larger than the spread over seeds."
+    )
+    return [Section("What it is good for", paragraph(about) + table(("", *found), rows, "evaluations"))]
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}", "give a file of hilda-train probe --out") from None
+    if not isinstance(result, dict) or result.get("evaluation") not in {"probe", "finetune"}:
+        raise UsageError(f"{path} holds no result", "give a file of hilda-train probe --out")
+    return result
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def curves(lines: Sequence[Mapping[str, Any]]) -> Section:
