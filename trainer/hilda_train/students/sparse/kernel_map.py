@@ -6,6 +6,7 @@ Legend: I input rows, O output rows, P pairs of one block, K kernel size, n outp
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -102,6 +103,7 @@ def find_rows(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     return rows, keys[rows] == wanted
 
 
+@lru_cache(maxsize=64)  # a handful of kernels and strides, asked for with every sweep
 def _steps(stride: int, kernel_size: int, device: torch.device) -> Tensor:
     """(K^3,) int64: what each kernel offset adds to a key."""
     return key_offsets(kernel_offsets(kernel_size) * stride).to(device)
