@@ -31,20 +31,28 @@ format: install
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-# A synthetic drive -> its teacher cache -> a pre-trained student -> a report. The last scene is held out for judging.
-# Begun anew each time, so that what is seen is what these commands make.
+# A synthetic drive -> its teacher cache -> two pre-trained students, HilDA's and ScaLR's base -> probes -> a report.
+# The last scene is held out for judging. Begun anew each time, so that what is seen is what these commands make.
 override DEMO := demo-out
+TEACHER := pipeline/hilda_cache/teachers/demo
+HELD_OUT := --set 'data.held_out=["scene-0005"]'
+BASE := --set student.levels=[block8] --set objectives.global_context.weight=0 --set 'objectives.occupancy={kind: none}'
+PROBE := -c $(DEMO)/cache --classes coarse8 --protocol quick
 demo: install
 	rm -rf $(DEMO) && mkdir -p $(DEMO)
 	$(VENV)/bin/hilda-cache synth $(DEMO)/drive --scenes 5 --frames 12
-	$(PY) -m hilda_cache.teachers.random_vit $(DEMO)/teacher
-	$(VENV)/bin/hilda-cache extract $(DEMO)/drive -d nuscenes -t demo=$(DEMO)/teacher --layers -2,-1 \
+	$(VENV)/bin/hilda-cache extract $(DEMO)/drive -d nuscenes -t demo=$(TEACHER) --layers -2,-1 \
 	  --image-size 224x392 -o $(DEMO)/cache
 	$(VENV)/bin/hilda-cache verify $(DEMO)/cache
 	$(VENV)/bin/hilda-cache show $(DEMO)/cache --frame 53 --root $(DEMO)/drive -o $(DEMO)/features.png
-	$(VENV)/bin/hilda-train fit demo -c $(DEMO)/cache -o $(DEMO)/run --set 'data.held_out=["scene-0005"]'
-	$(VENV)/bin/hilda-train report $(DEMO)/run -c $(DEMO)/cache -p $(DEMO)/features.png -o $(DEMO)/report.html
-	@echo "open $(DEMO)/report.html (features: $(DEMO)/features.png; teacher of random weights)"
+	$(VENV)/bin/hilda-train fit demo -c $(DEMO)/cache -o $(DEMO)/run $(HELD_OUT)
+	$(VENV)/bin/hilda-train fit demo -c $(DEMO)/cache -o $(DEMO)/base $(HELD_OUT) $(BASE)
+	$(VENV)/bin/hilda-train probe random --like $(DEMO)/run $(PROBE) -o $(DEMO)/random.json
+	$(VENV)/bin/hilda-train probe $(DEMO)/base $(PROBE) -o $(DEMO)/base.json
+	$(VENV)/bin/hilda-train probe $(DEMO)/run $(PROBE) -o $(DEMO)/hilda.json
+	$(VENV)/bin/hilda-train report $(DEMO)/run -c $(DEMO)/cache -p $(DEMO)/features.png -o $(DEMO)/report.html \
+	  --result $(DEMO)/random.json --result $(DEMO)/base.json --result $(DEMO)/hilda.json
+	@echo "open $(DEMO)/report.html (features: $(DEMO)/features.png)"
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
