@@ -1,10 +1,10 @@
 """Trains the vision model that `make demo` uses as a teacher, on the project's own synthetic renders.
 
-    python tools/train_demo_teacher.py OUT [--scenes 64] [--steps 3000] [--seed 1000]
+    python tools/train_demo_teacher.py OUT [--scenes 64] [--steps 2500] [--seed 1000]
 
 A small DINOv2 learns, from images of scenes that no demonstration shows, what is in every quarter of a patch (from its
 token) and what kind of place the image shows (from the CLS token). Writes a transformers folder and OUT/training.txt:
-the curve, and how well held-out images are segmented. Two cores take three quarters of an hour; the result depends on
+the curve, and how well held-out images are segmented. It takes half an hour of one core; the result depends on
 the seed, and in its last digits on the machine.
 """
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--seed", type=int, default=1000)
     arguments = parser.parse_args()
     images = render_all(arguments.seed, arguments.scenes)

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hilda_schema.durable import sync
-from hilda_schema.errors import TrainError
+from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.manifest import canonical_json
 from hilda_schema.terminal import human_bytes
 
@@ -206,6 +206,20 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
             "restore one from a backup, or start a new run",
         )
     return None
+
+
+def of_step(folder: Path, step: int) -> Checkpoint:
+    """Open the checkpoint of a step.
+
+    Raises:
+        UsageError: there is none.
+        TrainError: see `open_checkpoint`.
+    """
+    found = dict(_finished(folder))
+    if step not in found:
+        known = ", ".join(map(str, sorted(found))) or "none at all"
+        raise UsageError(f"{folder} has no checkpoint of step {step}", f"there are {known}")
+    return open_checkpoint(found[step])
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.terminal import say
-from hilda_train.checkpoint import open_checkpoint
+from hilda_train.checkpoint import of_step
 from hilda_train.data.batches import Batch
 from hilda_train.data.clips import Clip, clips_of
 from hilda_train.evaluate.restore import Restored, load_weights, restore_run, spread
@@ -133,11 +133,7 @@ def measured(
     if not steps:
         yield restored.step, structure_at(restored, drawn)
     for step in steps:
-        path = run / CHECKPOINTS / f"step-{step:08d}"
-        if not path.is_dir():
-            known = sorted(int(each.name[5:]) for each in path.parent.glob("step-????????"))
-            raise UsageError(f"{run} has no checkpoint of step {step}", f"there are {', '.join(map(str, known))}")
-        load_weights(restored.learner, open_checkpoint(path))
+        load_weights(restored.learner, of_step(run / CHECKPOINTS, step))
         yield step, structure_at(restored, drawn)
 
 

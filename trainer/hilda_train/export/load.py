@@ -8,7 +8,7 @@ from typing import Any
 
 from hilda_schema.errors import UsageError
 from hilda_schema.terminal import say
-from hilda_train.checkpoint import Checkpoint, newest, open_checkpoint
+from hilda_train.checkpoint import Checkpoint, newest, of_step
 from hilda_train.config import FitConfig, digest
 from hilda_train.export.backbone import Backbone
 from hilda_train.run import CHECKPOINTS, read_config, read_run
@@ -43,10 +43,7 @@ def load_backbone(run: Path, step: int | None = None, warn: Callable[[str], None
 
 def _checkpoint(folder: Path, step: int | None, warn: Callable[[str], None]) -> Checkpoint:
     if step is not None:
-        path = folder / f"step-{step:08d}"
-        if not path.is_dir():
-            raise UsageError(f"{folder} has no checkpoint of step {step}")
-        return open_checkpoint(path)
+        return of_step(folder, step)
     found = newest(folder, warn)
     if found is None:
         raise UsageError(f"{folder} has no checkpoint yet", "let the run reach train.checkpoint_every, or its end")
