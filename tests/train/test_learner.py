@@ -28,7 +28,7 @@ DATA = "data={batch_size: 2, gap_s: 0.1, intensity: {toy: {mean: 0.5, std: 0.3},
 HEADS = ("objectives.point.head={hidden: 12}", "objectives.global_context.head={hidden: 12}")
 BEV = (
     "objectives.occupancy={range_m: 16.0, cell_m: 2.0, history_channels: 4, base: 8, multipliers: [1, 2], blocks: 1, "
-    "steps: 20, lambda_x0: 0.3, x0_below: 0.7, occupied_weight: 3.0, weight: 0.7}"
+    "steps: 20, lambda_x0: 0.3, occupied_weight: 3.0, weight: 0.7}"
 )
 WEIGHTS = ("objectives.point.weight=1.3", "objectives.global_context.weight=0.4")
 HILDA = (STUDENT, DATA, *HEADS, BEV, *WEIGHTS, "train.seed=3", "schedule={kind: constant}", "train={max_steps: 1}")
@@ -201,8 +201,7 @@ def naive_occupancy(step, last):
                 weight = 3.0 if kind == OCCUPIED else 1.0
                 weights += weight
                 estimate = (float(noised[i, j]) - math.sqrt(1 - abar) * float(predicted[i, j])) / math.sqrt(abar)
-                if tau < 0.7 * 20:
-                    x0_error += weight * (min(max(estimate, -1.0), 1.0) - value[kind]) ** 2
+                x0_error += weight * (estimate - value[kind]) ** 2
     return noise_error / max(cells, 1.0) + 0.3 * x0_error / max(weights, 1.0)
 
 

@@ -273,6 +273,5 @@ def _occupancy(config: FitConfig, channels: int) -> OccupancyDiffusion | Occupan
         network,
         NoiseSchedule(occupancy.noise, occupancy.steps),
         lambda_x0=occupancy.lambda_x0,
-        x0_below=occupancy.x0_below,
         occupied_weight=occupancy.occupied_weight,
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hilda_train.config.section import Count, Fraction, NotNegative, Positive, Section
+from hilda_train.config.section import Count, NotNegative, Positive, Section
 
 
 class NoOccupancyConfig(Section):
@@ -36,7 +36,7 @@ class _ForecastConfig(Section):
     blocks: Count = 2
     """Residual blocks on each level."""
     occupied_weight: Positive = 5.0
-    """Weight of occupied cells, which are few (diffusion: in the clean estimate's term alone)."""
+    """Weight of occupied cells, which are few (diffusion: in the clean estimate's term)."""
 
     @model_validator(mode="after")
     def _cells_fit(self) -> _ForecastConfig:
@@ -64,10 +64,8 @@ class DiffusionConfig(_ForecastConfig):
     steps: Count = 1000
     """Noise levels T."""
     noise: Literal["linear", "cosine"] = "linear"
-    lambda_x0: NotNegative = 0.1
-    """Weight of the clean estimate's squared error."""
-    x0_below: Fraction = 0.5
-    """The clean estimate counts only for noise levels below this share of T."""
+    lambda_x0: NotNegative = 1.0
+    """Weight of the clean estimate's squared error; 1 lets every noise level teach the same."""
 
 
 class BceConfig(_ForecastConfig):

@@ -6,15 +6,15 @@ collapsed student features of t-1 and t0 (`bev.BevHistory`), concatenated to the
     x_tau = sqrt(abar_tau) x_occ + sqrt(1 - abar_tau) eps
     L = E_{tau,eps} || eps - eps_theta(x_tau, tau, C_history) ||_2^2 + lambda || x_occ - xhat_occ ||_2^2
 
-Not published, our choices: occupancy is -1 (free) and +1 (occupied). Since xhat - x = sqrt((1 - abar)/abar)
-(eps - eps_theta), the second term as printed is the first weighted by 1/SNR, a factor of 2.5e4 at the last step of the
-linear schedule, where there is nothing to learn. So xhat is clamped to [-1, 1], the term counts for tau < T/2 only,
-and occupied cells, which are few, weigh more in it.
+Not published, our choices: occupancy is -1 (free) and +1 (occupied), and occupied cells, which are few, weigh more in
+the second term. The network's raw output is v = sqrt(abar) eps - sqrt(1 - abar) x_occ (arXiv 2202.00512), from which
+eps_theta follows. With e the error of v, the error of eps is sqrt(abar) e and that of xhat is -sqrt(1 - abar) e, so that
 
-The network's raw output is v = sqrt(abar) eps - sqrt(1 - abar) x_occ (arXiv 2202.00512), from which eps_theta follows;
-the loss is still the one above, on eps. Where abar is nearly 0, eps is nearly x_tau itself, and what a network that
-puts out eps knows of x_occ is the small rest: xhat multiplies its error by up to 160. With v the identity is built in,
-and the rest is what is learned. docs/design-notes/0002-denoiser-output.md has the curves.
+    L = (abar + lambda (1 - abar)) || e ||_2^2        (where all cells weigh the same)
+
+The first term teaches only where the noised map still shows the occupancy, which can be read off it without a glance at
+the history; the second teaches where nothing but the history can tell, and so the student. lambda = 1 weighs every
+noise level the same. docs/design-notes/0002-denoiser-output.md has the curves.
 
 Unobserved cells enter the noised map as 0, half-way between free and occupied, and are left out of both terms:
 the student is never told that what the LiDAR could not see was free.
@@ -51,7 +51,6 @@ def occupancy_diffusion_loss(
     schedule: NoiseSchedule,
     *,
     lambda_x0: float,
-    x0_below: float,
     occupied_weight: float,
 ) -> Term:
     """Both terms, each a mean over the observed cells of the batch.
@@ -63,7 +62,6 @@ def occupancy_diffusion_loss(
         target: (S, H, W) uint8 of FREE, OCCUPIED, UNOBSERVED.
         schedule: gives abar.
         lambda_x0: lambda.
-        x0_below: the second term counts for tau below this share of T.
         occupied_weight: weight of an occupied cell in the second term, whose mean is weighted accordingly.
 
     Returns:
@@ -75,11 +73,9 @@ def occupancy_diffusion_loss(
     noised = schedule.add_noise(clean, noise.to(predicted_noise.dtype), tau)
     noise_loss = ((predicted_noise - noise).square() * observed).sum() / shared_count(observed.sum())
 
-    estimate = schedule.predict_clean(noised, predicted_noise, tau).clamp(-1, 1)
+    estimate = schedule.predict_clean(noised, predicted_noise, tau)
     weight = observed * torch.where(target == OCCUPIED, occupied_weight, 1.0)
-    early = (tau < x0_below * schedule.steps)[:, None, None]
-    error = (estimate - clean).square() * weight * early
-    x0_loss = error.sum() / shared_count(weight.sum())
+    x0_loss = ((estimate - clean).square() * weight).sum() / shared_count(weight.sum())
     loss = noise_loss + lambda_x0 * x0_loss
     return Term(loss, {"noise": noise_loss.detach(), "x0": x0_loss.detach()})
 
@@ -92,7 +88,7 @@ class OccupancyDiffusion(nn.Module):
         denoiser: (S, 1 + D, H, W), (S,) -> (S, 1, H, W), the velocity v; e.g. `UNet2d(1 + D)`.
         schedule: the process.
         lambda_x0: lambda; 0 leaves the noise term alone.
-        x0_below, occupied_weight: see `occupancy_diffusion_loss`.
+        occupied_weight: of an occupied cell in the second term.
     """
 
     def __init__(
@@ -101,8 +97,7 @@ class OccupancyDiffusion(nn.Module):
         denoiser: nn.Module,
         schedule: NoiseSchedule,
         *,
-        lambda_x0: float = 0.1,
-        x0_below: float = 0.5,
+        lambda_x0: float = 1.0,
         occupied_weight: float = 5.0,
     ) -> None:
         super().__init__()
@@ -110,7 +105,6 @@ class OccupancyDiffusion(nn.Module):
         self.denoiser = denoiser
         self.schedule = schedule
         self.lambda_x0 = lambda_x0
-        self.x0_below = x0_below
         self.occupied_weight = occupied_weight
 
     def forward(
@@ -137,7 +131,6 @@ class OccupancyDiffusion(nn.Module):
             target,
             self.schedule,
             lambda_x0=self.lambda_x0,
-            x0_below=self.x0_below,
             occupied_weight=self.occupied_weight,
         )
 
