@@ -17,6 +17,7 @@ from pathlib import Path
 from hilda_schema.errors import CacheError, CacheFull
 
 TEMPORARY = ".tmp-"
+PARTIAL = ".partial"  # ends the name of a single file while it is written
 _numbers = itertools.count()
 
 
@@ -53,6 +54,24 @@ def write_synced(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
     sync(path)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file so that it is there whole or not at all; one process at a time.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    temporary = path.with_name(path.name + PARTIAL)
+    try:
+        temporary.write_bytes(data)
+        sync(temporary)
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def sync(path: Path) -> None:

@@ -5,6 +5,8 @@ HildaError
 ├── DriveError          drive.*     a recorded drive cannot be read as its format demands
 │   └── MissingSensor   drive.missing   a sensor file that the tables name is not there
 ├── TeacherError        teacher.*   a vision model cannot be loaded, trusted or run
+├── ClusterError        cluster.*   the processes that do the work cannot do it
+│   └── SchedulerLost   cluster.lost    whoever handed out the work is gone
 ├── CacheError          cache.*     a store cannot be opened, trusted or written
 │   ├── CacheNotFound   cache.not-found
 │   ├── CacheIncomplete cache.incomplete
@@ -13,6 +15,7 @@ HildaError
 │   ├── CacheVersion    cache.version   written by a newer schema than this program reads
 │   ├── CacheConflict   cache.conflict  another recipe, or another writer, owns the store
 │   └── NotInCache      cache.absent    the frame, teacher, layer or camera is not stored
+├── LabelError         labels.*    a label file cannot be read, trusted or written
 └── TrainError          train.*     a run cannot start, go on or be resumed
 
 A message says what happened and where (file, key, frame); `remedy` says what to do next. Command lines print
@@ -69,6 +72,18 @@ class TeacherError(HildaError):
     code = "teacher"
 
 
+class ClusterError(HildaError):
+    """The processes that do the work cannot do it."""
+
+    code = "cluster"
+
+
+class SchedulerLost(ClusterError):
+    """Whoever handed out the work is gone, and with it all tasks."""
+
+    code = "cluster.lost"
+
+
 class CacheError(HildaError):
     """A store cannot be opened, trusted or written."""
 
@@ -115,6 +130,12 @@ class NotInCache(CacheError):
     """The frame, teacher, layer or camera asked for is not stored."""
 
     code = "cache.absent"
+
+
+class LabelError(HildaError):
+    """A file of labels cannot be read, trusted or written, or lacks a frame."""
+
+    code = "labels"
 
 
 class TrainError(HildaError):

@@ -5,7 +5,7 @@ Legend: F frames, V cameras, P pairs, H x W token grid, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from hilda_schema.encoding import (
 )
 from hilda_schema.errors import CacheError
 from hilda_schema.layout import POINT_COLUMNS, layer_path
-from hilda_schema.manifest import EncodingError, LayerInfo, Recipe, TeacherInfo
+from hilda_schema.manifest import EncodingError, EncodingInfo, LayerInfo, Recipe, TeacherInfo
 from hilda_schema.sampling import sample_grid
 
 Rows = list[NDArray[Any]]  # one array a frame (or one in all), to be laid end to end
@@ -101,7 +101,7 @@ def _global_rows(content: PartContent, teacher: str) -> Rows:
     rows: Rows = []
     for frame in content.frames:
         encoded = encode_float16(frame.global_tokens[teacher])
-        _refuse_infinite(encoded, content, frame, f"{teacher}/global")
+        _refuse_infinite(encoded, str(frame.key), tuple(content.camera_sizes_px), f"{teacher}/global")
         rows.append(encoded[None])
     return rows
 
@@ -110,33 +110,54 @@ def _encode_layer(
     recipe: Recipe, content: PartContent, teacher: TeacherInfo, layer: LayerInfo, positions: list[NDArray[np.uint16]]
 ) -> EncodedArrays:
     """Encode one layer of all frames and measure what was lost."""
-    folder, name = layer_path(teacher.name, layer.name), f"{teacher.name}/{layer.name}"
-    grids = [frame.tokens[teacher.name, layer.name] for frame in content.frames]
-    point = recipe.encoding.kind == "point"
-    originals = (
-        [
-            sample_grid(g, f.pairs.camera, dequantise_uv(q))
-            for g, f, q in zip(grids, content.frames, positions, strict=True)
+    values = [frame.tokens[teacher.name, layer.name] for frame in content.frames]
+    if recipe.encoding.kind == "point":
+        values = [
+            sample_grid(grid, frame.pairs.camera, dequantise_uv(q))
+            for grid, frame, q in zip(values, content.frames, positions, strict=True)
         ]
-        if point
-        else grids
-    )
-    measured = [_finite_rows(values) for values in originals]
-    int8 = recipe.encoding.dtype == "int8"
-    statistics = ChannelStatistics.of(measured, layer.channels) if int8 else None
+    keys = [str(frame.key) for frame in content.frames]
+    return encode_features(recipe.encoding, teacher.name, layer, values, keys, tuple(content.camera_sizes_px))
+
+
+def encode_features(
+    encoding: EncodingInfo,
+    teacher: str,
+    layer: LayerInfo,
+    values: Sequence[NDArray[np.float32]],
+    keys: Sequence[str],
+    cameras: tuple[str, ...],
+) -> EncodedArrays:
+    """Encode one layer of all frames of a part and measure what was lost.
+
+    Args:
+        encoding: what lies on disk.
+        teacher: the layer's teacher.
+        layer: which layer.
+        values: what is encoded, one array a frame: (V, H, W, C) for token grids, NaN for absent cameras; (P, C) for
+            features at the pairs.
+        keys: the frames' keys, for messages.
+        cameras: the store's, for messages.
+
+    Raises:
+        CacheError: a feature is beyond what the encoding can hold, naming frame, camera and layer.
+    """
+    folder, name, point = layer_path(teacher, layer.name), f"{teacher}/{layer.name}", encoding.kind == "point"
+    measured = [_finite_rows(each) for each in values]
+    statistics = ChannelStatistics.of(measured, layer.channels) if encoding.dtype == "int8" else None
     meter = ErrorMeter(statistics.mean if statistics else channel_mean(measured, layer.channels))
     features: Rows = []
     scales: Rows = []
-    for frame, values, rows in zip(content.frames, originals, measured, strict=True):
+    for key, each, rows in zip(keys, values, measured, strict=True):
         stored: NDArray[Any]
         if statistics:
-            stored, scale = encode_int8(values, statistics)
-            _refuse_infinite(scale, content, frame, name)
+            stored, scale = encode_int8(each, statistics)
+            _refuse_infinite(scale, key, cameras, name)
             scales.append(scale if point else scale[None])
             decoded = decode_int8(stored, scale, statistics)
         else:
-            stored = encode_float16(values)
-            _refuse_infinite(stored, content, frame, name)
+            stored = encode_float16(each)
+            _refuse_infinite(stored, key, cameras, name)
             decoded = decode_float16(stored)
         meter.add(rows, _finite_rows(decoded))
         features.append(stored if point else stored[None])
@@ -155,14 +176,13 @@ def _finite_rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows if present.all() else rows[present]
 
 
-def _refuse_infinite(encoded: NDArray[np.float16], content: PartContent, frame: FrameContent, layer: str) -> None:
+def _refuse_infinite(encoded: NDArray[np.float16], key: str, cameras: tuple[str, ...], layer: str) -> None:
     infinite = np.isinf(encoded)
     if not infinite.any():
         return
     first = int(np.argwhere(infinite)[0][0])
-    camera = first if encoded.ndim > 1 and len(encoded) == len(content.camera_sizes_px) else None
-    name = list(content.camera_sizes_px)[camera] if camera is not None else "some camera"
+    name = cameras[first] if encoded.ndim > 1 and len(encoded) == len(cameras) else "some camera"
     raise CacheError(
-        f"frame {frame.key}, camera {name}, layer {layer}: a feature is too large for float16 (65504)",
+        f"frame {key}, camera {name}, layer {layer}: a feature is too large for float16 (65504)",
         "store this teacher as int8, or leave this layer out",
     )

@@ -30,7 +30,7 @@ class Key:
     """Names a drive, scene, frame, camera image, teacher or layer; unused trailing fields are empty.
 
     Raises:
-        UsageError: a field is given although one before it is empty, or a field is "." or "..".
+        UsageError: a field is given although one before it is empty, or a field is ".", ".." or no Unicode text.
     """
 
     drive: str
@@ -47,6 +47,10 @@ class Key:
             raise UsageError(f"key {fields} leaves a gap: name fields in the order {'/'.join(_FIELDS)}")
         if any(field in {".", ".."} for field in fields):
             raise UsageError(f"key {fields} has a field that is a path step")
+        try:
+            "".join(fields).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"key {fields} is no Unicode text", "give the file or folder a name in UTF-8") from None
 
     def __str__(self) -> str:
         # Fields come from datasets and may hold any character; quoting keeps "/" the only separator.

@@ -12,7 +12,15 @@ import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from hilda_schema.errors import CacheCorrupt, CacheVersion
 
@@ -295,6 +303,11 @@ class Seal(SelfChecked):
     """Every other file below the part's folder, "/"-separated."""
 
 
+def key_digests(seal: Seal) -> set[str]:
+    """sha256 of each frame's key, as `Forgotten` has them."""
+    return {sha256_hex(frame.key.encode()) for frame in seal.frames}
+
+
 class PartEntry(Strict):
     """A part as the manifest lists it."""
 
@@ -304,6 +317,33 @@ class PartEntry(Strict):
     bytes: int = Field(ge=0, le=2**62)
     """Of all its files, seal.json included."""
     seal_sha256: Sha256
+
+
+GENERATIONS = 32
+"""How far back a manifest tells what its store was made from: nesting costs stack."""
+
+
+class Parent(Strict):
+    """A store that this one was made from."""
+
+    root_sha256: Sha256
+    """Names the parent's content."""
+    operation: Literal["merge", "subset", "reencode", "forget"]
+    detail: str
+    """For people: what was asked, as on a command line."""
+    encoding_error: dict[str, EncodingError]
+    """Of the parent, where features were encoded anew: the store's own error is then measured against the parent's
+    features; empty otherwise."""
+    parents: tuple[Parent, ...] = Field(strict=False)
+    """What the parent itself was made from."""
+
+
+class Forgotten(Strict):
+    """Frames that were removed on somebody's request."""
+
+    reason: str
+    frames: tuple[Sha256, ...] = Field(strict=False, min_length=1)
+    """sha256 of each frame's key, sorted: enough to notice that one comes back, too little to say which it was."""
 
 
 class Manifest(SelfChecked):
@@ -324,3 +364,22 @@ class Manifest(SelfChecked):
     software: dict[str, str] = Field(default_factory=dict)
     root_sha256: str = ""
     """Over the part ids and seal hashes: names the store's exact content."""
+    parents: tuple[Parent, ...] = Field(default=(), strict=False)
+    """What the store was made from, where it is no extraction of its own; not written where empty."""
+    forgotten: tuple[Forgotten, ...] = Field(default=(), strict=False)
+    """What was removed from it, or from its parents; not written where empty."""
+
+    @field_validator("parents")
+    @classmethod
+    def _not_too_deep(cls, parents: tuple[Parent, ...]) -> tuple[Parent, ...]:
+        found, generations = parents, 0
+        while found:
+            found, generations = tuple(older for parent in found for older in parent.parents), generations + 1
+        if generations > GENERATIONS:
+            raise ValueError(f"tells of more than {GENERATIONS} generations")
+        return parents
+
+    @model_serializer(mode="wrap")
+    def _without_empty_history(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = serialise(self)
+        return {name: value for name, value in written.items() if value or name not in ("parents", "forgotten")}

@@ -6,8 +6,10 @@ no others, every file's size, every `zarr.json`. The bytes of features are check
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from hilda_schema.layout import (
 )
 from hilda_schema.manifest import CameraSize, FileSeal, FrameRow, PartEntry, Recipe, Seal, sha256_hex
 from hilda_schema.shard import CRC_BYTES, damaged_chunks, index_bytes, shard_bytes, span_buffers
-from hilda_schema.storage import RemoteStorage, Storage
+from hilda_schema.storage import Storage
 
 SEAL = "seal.json"
 SEAL_LIMIT = 2**26  # 64 MiB: a thousand frames with a thousand sensor files each
@@ -41,6 +43,13 @@ def read_seal(storage: Storage, part: str) -> tuple[Seal, str, int]:
         FileNotFoundError: the part is not there or not finished.
         CacheCorrupt: the seal is damaged or belongs to another part.
     """
+    for _ in range(storage.tries - 1):
+        with suppress(CacheCorrupt):
+            return _read_seal(storage, part)
+    return _read_seal(storage, part)
+
+
+def _read_seal(storage: Storage, part: str) -> tuple[Seal, str, int]:
     data = storage.read(f"parts/{part}/{SEAL}", SEAL_LIMIT)
     where = f"{storage.name}/parts/{part}/{SEAL}"
     seal = Seal.from_bytes(data, where)
@@ -77,6 +86,16 @@ def metadata_files(arrays: dict[str, ArraySpec], recipe: Recipe) -> dict[str, by
     files = {"zarr.json": part_metadata(recipe)}
     files |= {f"{group}/zarr.json": group_metadata() for group in groups_of(arrays) if group}
     files |= {spec.metadata_path: spec.metadata() for spec in arrays.values()}
+    return files
+
+
+def write_metadata(folder: Path, arrays: dict[str, ArraySpec], recipe: Recipe) -> dict[str, FileSeal]:
+    """Write every `zarr.json` of a part, and make the folders of its arrays; path -> what the seal says of it."""
+    files = {}
+    for path, data in metadata_files(arrays, recipe).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+        files[path] = FileSeal(size=len(data), sha256=sha256_hex(data))
     return files
 
 
@@ -125,20 +144,15 @@ def _check_frames(seal: Seal, recipe: Recipe, where: str) -> None:
 def check_files(storage: Storage, seal: Seal) -> None:
     """Refuse a part whose files are not those of its seal, by name, size and (where small) content.
 
+    Behind a URL names and sizes are not looked at: a listing may be old, and every read checks what it reads.
+
     Raises:
         CacheCorrupt: naming the file.
     """
     folder = f"{storage.name}/parts/{seal.part}"
     try:
-        found = storage.sizes(f"parts/{seal.part}")
-        found.pop(SEAL, None)
-        if missing := sorted(seal.files.keys() - found.keys()):
-            raise CacheCorrupt(f"{folder}/{missing[0]} is missing")
-        if extra := sorted(found.keys() - seal.files.keys()):
-            raise CacheCorrupt(f"{folder}/{extra[0]} is not part of the cache")
-        for path, file in seal.files.items():
-            if found[path] != file.size:
-                raise CacheCorrupt(f"{folder}/{path} is {found[path]} bytes, {file.size} were sealed")
+        if storage.listed:
+            _check_listing(storage.sizes(f"parts/{seal.part}"), seal, folder)
         small = [path for path in seal.files if path.endswith("zarr.json")]
         contents = storage.read_many([f"parts/{seal.part}/{path}" for path in small], METADATA_LIMIT)
     except FileNotFoundError as error:
@@ -146,6 +160,17 @@ def check_files(storage: Storage, seal: Seal) -> None:
     for path, data in zip(small, contents, strict=True):
         if sha256_hex(data) != seal.files[path].sha256:
             raise CacheCorrupt(f"{folder}/{path} is not what was sealed")
+
+
+def _check_listing(found: dict[str, int], seal: Seal, folder: str) -> None:
+    found.pop(SEAL, None)
+    if missing := sorted(seal.files.keys() - found.keys()):
+        raise CacheCorrupt(f"{folder}/{missing[0]} is missing")
+    if extra := sorted(found.keys() - seal.files.keys()):
+        raise CacheCorrupt(f"{folder}/{extra[0]} is not part of the cache")
+    for path, file in seal.files.items():
+        if found[path] != file.size:
+            raise CacheCorrupt(f"{folder}/{path} is {found[path]} bytes, {file.size} were sealed")
 
 
 @dataclass(slots=True, eq=False)
@@ -206,12 +231,15 @@ class OpenPart:
         sealed = self.shards[spec.path].chunk_crc32c or ()
         stored = np.empty(len(chunks), "<u4")
         path = f"parts/{self.part}/{spec.shard_path}"
-        # A network may flip a bit that a second request has right; a disk that does is not asked again.
-        for _attempt in range(2 if isinstance(self.storage, RemoteStorage) else 1):
+        file, stride = self.shards[spec.path], spec.chunk_bytes + CRC_BYTES
+        for attempt in range(self.storage.tries):
             try:
-                self.storage.read_into(path, first * (spec.chunk_bytes + CRC_BYTES), span_buffers(chunks, stored))
+                buffers = span_buffers(chunks, stored)
+                self.storage.read_chunks(path, file, stride, first, buffers, again=attempt > 0)
             except CacheError as error:
-                raise type(error)(f"{error.message}{self._of_frame(row)}", self._remedy()) from None
+                if isinstance(error, CacheCorrupt) and attempt + 1 < self.storage.tries:
+                    continue
+                raise self._unread(error, row) from None
             damaged = damaged_chunks(chunks, stored, sealed[first : first + len(chunks)])
             if not damaged:
                 return
@@ -223,13 +251,21 @@ class OpenPart:
         expected = index_bytes(spec)
         found = bytearray(len(expected))
         offset = spec.chunks * (spec.chunk_bytes + CRC_BYTES)
-        try:
-            self.storage.read_into(f"parts/{self.part}/{spec.shard_path}", offset, [memoryview(found)])
-        except CacheError as error:
-            raise type(error)(f"{error.message}{self._of_frame(row)}", self._remedy()) from None
-        if found != expected:
-            raise self._damaged(spec.shard_path, row, "its index is not what was sealed")
-        self._indexed.add(spec.path)
+        for attempt in range(self.storage.tries):
+            try:
+                self.storage.read_into(f"parts/{self.part}/{spec.shard_path}", offset, [memoryview(found)])
+            except CacheError as error:
+                if isinstance(error, CacheCorrupt) and attempt + 1 < self.storage.tries:
+                    continue
+                raise self._unread(error, row) from None
+            if found == expected:
+                self._indexed.add(spec.path)
+                return
+        raise self._damaged(spec.shard_path, row, "its index is not what was sealed")
+
+    def _unread(self, error: CacheError, row: int | None) -> CacheError:
+        """What kept bytes from being read, with the frame that needs them."""
+        return type(error)(f"{error.message}{self._of_frame(row)}", error.remedy or self._remedy())
 
     def _damaged(self, path: str, row: int | None, what: str) -> CacheCorrupt:
         name = f"{self.storage.name}/parts/{self.part}/{path}"
@@ -261,6 +297,15 @@ def open_part(
     Raises:
         CacheCorrupt: the part is not what was sealed.
     """
+    for _ in range(storage.tries - 1):
+        with suppress(CacheCorrupt):
+            return _open_part(storage, part, recipe, seal_sha256)
+    return _open_part(storage, part, recipe, seal_sha256)
+
+
+def _open_part(
+    storage: Storage, part: str, recipe: Recipe, seal_sha256: str | None = None
+) -> tuple[OpenPart, PartEntry]:
     where = f"{storage.name}/parts/{part}"
     try:
         seal, found_sha256, seal_bytes = read_seal(storage, part)

@@ -32,11 +32,12 @@ from hilda_schema.encoding import ChannelStatistics, decode_float16, decode_int8
 from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheIncomplete, NotInCache, UsageError
 from hilda_schema.keys import Key
 from hilda_schema.layout import POINT_COLUMNS, layer_path
-from hilda_schema.manifest import LayerInfo, Manifest, PartEntry, Seal, TeacherInfo
+from hilda_schema.manifest import LayerInfo, Manifest, PartEntry, Seal, TeacherInfo, key_digests
 from hilda_schema.part import OpenPart, entry_of, open_part, read_seal, verify_command
-from hilda_schema.root import load_manifest, load_table
+from hilda_schema.part_cache import keeping_blocks
+from hilda_schema.root import load_root, unfinished_remedy
 from hilda_schema.sampling import Mode, sample_grid
-from hilda_schema.storage import Storage, open_storage
+from hilda_schema.storage import Storage, open_storage, pinned
 from hilda_schema.table import frames_table, reading_order
 
 OPEN_PARTS = 2048
@@ -47,7 +48,9 @@ def open_cache(url: str | os.PathLike[str], *, allow_partial: bool = False, visi
     """Open a cache for reading.
 
     Args:
-        url: a folder, or a URL that fsspec knows (`s3://...`, `memory://...`).
+        url: a folder, or a URL that fsspec knows (`s3://...`, `memory://...`). `URL@sha256:` and the root hash, or at
+            least its first 12 digits, opens the store with that content only. What is read from a URL is kept here,
+            bounded, for the next time: see `hilda_schema.part_cache`.
         allow_partial: also open a store whose extraction has not finished, with the parts that are there.
         visible_only: leave out pairs whose point is hidden from the camera by a nearer one.
 
@@ -56,8 +59,9 @@ def open_cache(url: str | os.PathLike[str], *, allow_partial: bool = False, visi
         CacheIncomplete: its extraction has not finished, and `allow_partial` is not set.
         CacheVersion: a newer program wrote it.
         CacheCorrupt: its root is damaged.
+        CacheConflict: it is not the store that the URL pins.
     """
-    return Cache(open_storage(url), allow_partial=allow_partial, visible_only=visible_only)
+    return Cache(keeping_blocks(open_storage(url)), allow_partial=allow_partial, visible_only=visible_only)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,9 +99,10 @@ class Cache:
         self._storage = storage
         self._allow_partial = allow_partial
         self.visible_only = visible_only
-        self.manifest: Manifest = load_manifest(storage)
-        if self.manifest.state == "complete":
-            self.frames: pa.Table = load_table(storage, self.manifest)
+        self.manifest: Manifest
+        self.manifest, table = load_root(storage)
+        if table is not None:
+            self.frames: pa.Table = table
             self.parts: tuple[PartEntry, ...] = self.manifest.parts
         else:
             found = self._sealed_parts()
@@ -110,18 +115,19 @@ class Cache:
         """The parts of an unfinished store, in reading order."""
         storage, manifest = self._storage, self.manifest
         names = [name for name in storage.folders("parts") if not name.startswith(".")]
+        gone = {digest for each in manifest.forgotten for digest in each.frames}  # while it is being removed
         found = []
         for name in names:
             try:
                 seal, seal_sha256, size = read_seal(storage, name)
             except FileNotFoundError:
                 continue
-            if seal.recipe_digest == manifest.recipe.digest():
+            if seal.recipe_digest == manifest.recipe.digest() and not (gone and gone & key_digests(seal)):
                 found.append((seal, entry_of(seal, seal_sha256, size)))
         if not self._allow_partial:
             raise CacheIncomplete(
                 f"{storage.name} has {len(found)} of {manifest.planned_parts} parts",
-                "run the extraction again to finish it, or open it as it is with allow_partial=True",
+                unfinished_remedy(storage, manifest),
             )
         return reading_order(found)
 
@@ -182,6 +188,14 @@ class Cache:
     def url(self) -> str:
         """Where the store lies, without secrets."""
         return self._storage.name
+
+    @property
+    def pinned_url(self) -> str:
+        """Where the store lies, without secrets, and its content: what to paste where exactly this is meant.
+
+        Empty while the store is partial.
+        """
+        return pinned(self.url, self.manifest.root_sha256) if self.manifest.root_sha256 else ""
 
     @property
     def teachers(self) -> dict[str, TeacherInfo]:

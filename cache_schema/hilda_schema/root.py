@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 
 import pyarrow as pa
 
-from hilda_schema.errors import CacheCorrupt, CacheNotFound, UsageError
+from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheNotFound, UsageError
 from hilda_schema.layout import check_names, group_metadata, root_metadata
-from hilda_schema.manifest import Manifest, PartEntry, Recipe, canonical_json, sha256_hex
-from hilda_schema.part import METADATA_LIMIT
+from hilda_schema.manifest import Manifest, PartEntry, Recipe, Seal, canonical_json, sha256_hex
+from hilda_schema.part import METADATA_LIMIT, SEAL, SEAL_LIMIT, verify_command
 from hilda_schema.storage import Storage
-from hilda_schema.table import parse_table
+from hilda_schema.table import frames_table, parse_table
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 2**28  # 256 MiB: about a million parts
@@ -19,6 +21,8 @@ FRAMES = "frames.parquet"
 FRAMES_LIMIT = 2**32  # 4 GiB: about ten million frames
 GROUP = "zarr.json"
 PARTS_GROUP = "parts/zarr.json"
+ROOT_TRIES = 5  # pushes that may finish while a root is read
+SEALS_AT_ONCE = 64
 CARD = "README.md"
 """For people; no program reads it, so nothing vouches for it."""
 
@@ -30,16 +34,28 @@ def load_manifest(storage: Storage) -> Manifest:
         CacheNotFound: there is no store.
         CacheVersion: a newer program wrote it.
         CacheCorrupt: it is damaged.
+        CacheConflict: it is not the store that the URL pins.
     """
+    for _ in range(storage.tries - 1):
+        with suppress(CacheCorrupt):
+            return _load_manifest(storage)
+    return _load_manifest(storage)
+
+
+def _load_manifest(storage: Storage) -> Manifest:
     where = f"{storage.name}/{MANIFEST}"
     try:
         manifest = Manifest.from_bytes(storage.read(MANIFEST, MANIFEST_LIMIT), where)
         _check_manifest(manifest, where)
+        _check_pin(manifest, storage)
         return manifest
     except FileNotFoundError:
-        if storage.folders("parts"):
+        if storage.listed and storage.folders("parts"):
             raise CacheCorrupt(f"{where} is missing, but there are parts", rebuild_command(storage)) from None
-        raise CacheNotFound(f"no cache at {storage.name}", "make one with: hilda-cache extract") from None
+        remedy = (
+            "make one with: hilda-cache extract" if storage.listed else "a push writes the manifest last: finish it"
+        )
+        raise CacheNotFound(f"no cache at {storage.name}", remedy) from None
     except CacheCorrupt as error:
         raise CacheCorrupt(error.message, rebuild_command(storage)) from None
 
@@ -67,32 +83,120 @@ def _check_complete(manifest: Manifest, where: str) -> None:
         raise CacheCorrupt(f"{where}: the {GROUP} that it names is not what the recipe makes it")
 
 
-def load_table(storage: Storage, manifest: Manifest) -> pa.Table:
-    """Read and check the rest of a complete store's root.
-
-    Returns:
-        frames.parquet.
+def _check_pin(manifest: Manifest, storage: Storage) -> None:
+    """Refuse a store that is not the one asked for by its root hash.
 
     Raises:
-        CacheCorrupt: a file is missing or is not the one that the manifest names.
+        CacheConflict: naming both hashes.
     """
-    data = _read_hashed(storage, FRAMES, FRAMES_LIMIT, manifest.frames_sha256)
-    _read_hashed(storage, GROUP, METADATA_LIMIT, manifest.group_sha256)
-    _read_hashed(storage, PARTS_GROUP, METADATA_LIMIT, sha256_hex(group_metadata()))
-    return parse_table(data, manifest.frames, f"{storage.name}/{FRAMES}")
+    if manifest.root_sha256.startswith(storage.pin):
+        return
+    found = f"sha256:{manifest.root_sha256}" if manifest.root_sha256 else "not complete"
+    raise CacheConflict(
+        f"{storage.name} is {found}, and sha256:{storage.pin} was asked for",
+        "find the store that has it, or leave @sha256:... out to take this one",
+    )
+
+
+def load_root(storage: Storage) -> tuple[Manifest, pa.Table | None]:
+    """Read and check a store's root.
+
+    A push to an object store replaces frames.parquet first and the manifest, which names it, after: a table that is not
+    the manifest's is then nothing wrong. The manifest is read again; where it has changed it is taken, where it has not
+    the table is derived from the seals, which the manifest names and a push never changes.
+
+    Returns:
+        The manifest, and the table of frames; None while the store is partial.
+
+    Raises:
+        CacheNotFound: there is no store.
+        CacheVersion: a newer program wrote it.
+        CacheCorrupt: it is damaged.
+        CacheConflict: it is not the store that the URL pins, or it changes all the time.
+    """
+    manifest = load_manifest(storage)
+    for _ in range(ROOT_TRIES):
+        if manifest.state != "complete":
+            return manifest, None
+        _read_hashed(storage, GROUP, METADATA_LIMIT, manifest.group_sha256)
+        _read_hashed(storage, PARTS_GROUP, METADATA_LIMIT, sha256_hex(group_metadata()))
+        data = _read_matching(storage, FRAMES, FRAMES_LIMIT, manifest.frames_sha256)
+        if data is not None:
+            return manifest, parse_table(data, manifest.frames, f"{storage.name}/{FRAMES}")
+        if storage.listed:
+            raise _another(storage, FRAMES)
+        before, manifest = manifest, load_manifest(storage)
+        if manifest == before:
+            return manifest, table_of_seals(storage, manifest)
+    raise CacheConflict(f"{storage.name} changes faster than it can be read", "try again when nobody pushes to it")
+
+
+def table_of_seals(storage: Storage, manifest: Manifest) -> pa.Table:
+    """The table of frames of a complete store, from the seals that its manifest names.
+
+    Raises:
+        CacheCorrupt: a seal is missing or is not the one that the manifest lists.
+    """
+    found = []
+    for start in range(0, len(manifest.parts), SEALS_AT_ONCE):
+        entries = manifest.parts[start : start + SEALS_AT_ONCE]
+        found += list(zip(read_seals(storage, entries), entries, strict=True))
+    table = frames_table(found)
+    if table.num_rows != manifest.frames:
+        raise CacheCorrupt(f"{storage.name}: the seals do not have the {manifest.frames} frames of {MANIFEST}")
+    return table
+
+
+def read_seals(storage: Storage, entries: Sequence[PartEntry]) -> list[Seal]:
+    """The seals that a manifest lists.
+
+    Raises:
+        CacheCorrupt: one is missing or is not the one that the manifest lists.
+    """
+    for _ in range(storage.tries - 1):
+        with suppress(CacheCorrupt):
+            return _read_seals(storage, entries)
+    return _read_seals(storage, entries)
+
+
+def _read_seals(storage: Storage, entries: Sequence[PartEntry]) -> list[Seal]:
+    paths = [f"parts/{entry.part}/{SEAL}" for entry in entries]
+    try:
+        contents = storage.read_many(paths, SEAL_LIMIT)
+    except FileNotFoundError as error:
+        raise CacheCorrupt(f"{error.filename} is missing", verify_command(storage)) from None
+    for path, data, entry in zip(paths, contents, entries, strict=True):
+        if sha256_hex(data) != entry.seal_sha256:
+            raise CacheCorrupt(f"{storage.name}/{path} is not the one that the manifest lists", verify_command(storage))
+    return [Seal.from_bytes(data, f"{storage.name}/{path}") for path, data in zip(paths, contents, strict=True)]
 
 
 def _read_hashed(storage: Storage, path: str, limit: int, sha256: str) -> bytes:
-    where = f"{storage.name}/{path}"
-    try:
-        data = storage.read(path, limit)
-    except FileNotFoundError:
-        raise CacheCorrupt(f"{where} is missing", rebuild_command(storage)) from None
-    except CacheCorrupt as error:
-        raise CacheCorrupt(error.message, rebuild_command(storage)) from None
-    if sha256_hex(data) != sha256:
-        raise CacheCorrupt(f"{where} is not the one that the manifest names", rebuild_command(storage))
+    """A file of the root that the manifest names."""
+    data = _read_matching(storage, path, limit, sha256)
+    if data is None:
+        raise _another(storage, path)
     return data
+
+
+def _read_matching(storage: Storage, path: str, limit: int, sha256: str) -> bytes | None:
+    """A file of the root; None where it has another hash."""
+    for attempt in range(storage.tries):
+        try:
+            data = storage.read(path, limit)
+        except FileNotFoundError:
+            raise CacheCorrupt(f"{storage.name}/{path} is missing", rebuild_command(storage)) from None
+        except CacheCorrupt as error:
+            if attempt + 1 < storage.tries:
+                continue
+            raise CacheCorrupt(error.message, rebuild_command(storage)) from None
+        if sha256_hex(data) == sha256:
+            return data
+    return None
+
+
+def _another(storage: Storage, path: str) -> CacheCorrupt:
+    return CacheCorrupt(f"{storage.name}/{path} is not the one that the manifest names", rebuild_command(storage))
 
 
 def root_sha256(parts: tuple[PartEntry, ...]) -> str:
@@ -110,4 +214,15 @@ def recipe_of_part(metadata: bytes) -> Recipe | None:
 
 def rebuild_command(storage: Storage) -> str:
     """The next thing to do about a damaged root: everything in it follows from the parts."""
+    if not storage.listed:
+        return f"push a sound copy again: hilda-cache push STORE {storage.name} --replace"
     return f"restore it from the parts with: hilda-cache repair {storage.name}"
+
+
+def unfinished_remedy(storage: Storage, manifest: Manifest) -> str:
+    """The next thing to do about a store that is not complete."""
+    operation = manifest.parents[0].operation if manifest.parents else ""
+    if operation == "forget":
+        return f"frames are being removed from it; finish that with: hilda-cache repair {storage.name}"
+    again = f"run the {operation} again" if operation else "run the extraction again"
+    return f"{again} to finish it, or open it as it is with allow_partial=True"

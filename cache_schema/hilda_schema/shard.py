@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from crc32c import crc32c
@@ -52,6 +53,12 @@ def write_shard(file: BinaryIO, spec: ArraySpec, chunks: Iterable[NDArray[np.gen
         raise ValueError(f"{spec.path}: {len(crcs)} chunks are not {spec.chunks}")
     put(index_bytes(spec))
     return FileSeal(size=shard_bytes(spec), sha256=digest.hexdigest(), chunk_crc32c=tuple(crcs))
+
+
+def write_array(folder: Path, spec: ArraySpec, rows: Iterable[NDArray[Any]]) -> FileSeal:
+    """Write one array that has rows, given in pieces of any length, into a part's folder; what the seal says of it."""
+    with (folder / spec.shard_path).open("xb") as file:
+        return write_shard(file, spec, chunked(spec, rows))
 
 
 def chunked(spec: ArraySpec, rows: Iterable[NDArray[np.generic]]) -> Iterator[NDArray[np.generic]]:

@@ -1,4 +1,4 @@
-"""Reading files of a store, on disk or behind a URL, without trusting what lies there.
+"""Reading files of a store without trusting what lies there; `hilda_schema.remote` does it behind a URL.
 
 On disk nothing but regular files and folders below the store is opened: no link is followed, no pipe is waited for.
 Open files are kept, a bounded number per process, and belong to the process that opened them: after a fork, or in a
@@ -17,12 +17,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hilda_schema.errors import CacheCorrupt, CacheError
+from hilda_schema.errors import CacheCorrupt, CacheError, UsageError
+from hilda_schema.manifest import FileSeal
 
 OPEN_FILES = 256
 """Open files kept per store and process, a quarter of the usual limit of a process."""
+
+PIN = "@sha256:"
 
 IOV_MAX = 1024  # buffers that Linux and macOS take in one preadv
 
@@ -30,8 +33,16 @@ IOV_MAX = 1024  # buffers that Linux and macOS take in one preadv
 class Storage(ABC):
     """The files below one store. Paths are relative to it, "/"-separated, and have been checked by the caller."""
 
+    listed: ClassVar[bool] = True
+    """Whether a listing says what is there. Behind a URL it may be old: what is there is what can be read."""
+
+    tries: ClassVar[int] = 1
+    """How often bytes are read that do not match their checksum: a network may flip a bit that a second request has
+    right; a disk that does is not asked again."""
+
     def __init__(self, name: str) -> None:
         self.name = name  # for messages and commands: without passwords or signatures
+        self.pin = ""  # the root hash that the store must have, or its first digits; empty: any
 
     @abstractmethod
     def read(self, path: str, limit: int) -> bytes:
@@ -78,23 +89,75 @@ class Storage(ABC):
             CacheCorrupt: the file is not there or ends before the buffers are full.
         """
 
+    def read_chunks(
+        self, path: str, sealed: FileSeal, stride: int, first: int, buffers: list[memoryview], *, again: bool = False
+    ) -> None:
+        """Fill buffers with neighbouring chunks of a sealed shard; a storage with a local copy may take them from it.
+
+        Args:
+            path: the shard.
+            sealed: what the seal says of it.
+            stride: bytes from one chunk to the next.
+            first: the chunk that comes first.
+            buffers: what to fill.
+            again: what was read before did not match its checksums.
+
+        Raises:
+            CacheCorrupt: the file is not there or ends before the buffers are full.
+        """
+        self.read_into(path, first * stride, buffers)
+
     def _short(self, path: str) -> CacheCorrupt:
         return CacheCorrupt(f"{self.name}/{path} is shorter than it was sealed")
 
 
 def open_storage(url: str | os.PathLike[str]) -> Storage:
-    """The storage behind a folder or URL; `file://` URLs are folders, other schemes go through fsspec."""
-    text = os.fspath(url)
+    """The storage behind a folder or URL; `file://` URLs are folders, other schemes go through fsspec.
+
+    A store may be pinned: `URL@sha256:` and the digits of its root hash, at least the first 12.
+
+    Raises:
+        UsageError: what stands behind `@sha256:` is not that.
+    """
+    text, pin = split_pin(os.fspath(url))
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    if "://" not in text:
-        return LocalStorage(text)
-    return RemoteStorage(text)
+    storage: Storage
+    if "://" in text:
+        from hilda_schema.remote import RemoteStorage
+
+        storage = RemoteStorage(text)
+    else:
+        storage = LocalStorage(text)
+    storage.pin = pin
+    return storage
+
+
+def split_pin(url: str) -> tuple[str, str]:
+    """A URL without its pin, and the digits of the pin; empty where it has none.
+
+    Raises:
+        UsageError: the pin is not 12 to 64 hexadecimal digits.
+    """
+    before, mark, digits = url.rpartition(PIN)
+    if not mark:
+        return url, ""
+    if not re.fullmatch("[0-9a-f]{12,64}", digits):
+        raise UsageError(
+            f"{without_secrets(before)}: {PIN}{digits[:80]} does not name a store's content",
+            "give 64 hexadecimal digits, or at least the first 12; hilda-cache info prints them",
+        )
+    return before, digits
+
+
+def pinned(url: str, root_sha256: str) -> str:
+    """The URL of a store, that opens with this content only."""
+    return split_pin(url)[0] + PIN + root_sha256
 
 
 def without_secrets(url: str) -> str:
     """A URL as it may be shown: no user, password, query or fragment."""
-    return re.sub(r"(?<=://)[^/@]*@", "", re.split(r"[?#]", url, maxsplit=1)[0]).rstrip("/")
+    return re.sub(r"(?<=://)[^/]*@", "", re.split(r"[?#]", url, maxsplit=1)[0]).rstrip("/")
 
 
 class LocalStorage(Storage):
@@ -106,10 +169,11 @@ class LocalStorage(Storage):
         self._files = _OpenFiles()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.name}
+        return {"root": self.name, "pin": self.pin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         LocalStorage.__init__(self, state["root"])
+        self.pin = state["pin"]
 
     def read(self, path: str, limit: int) -> bytes:
         """See `Storage.read`."""
@@ -118,7 +182,7 @@ class LocalStorage(Storage):
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise CacheCorrupt(f"{full} is {size} bytes, {limit} is the most that can be right")
-            return file.read(limit + 1)
+            return file.read(size)  # not `limit`: Python allocates what it is asked to read
 
     def walk(self, folder: str) -> dict[str, int | None]:
         """See `Storage.walk`."""
@@ -151,7 +215,7 @@ class LocalStorage(Storage):
             with self._files.lease(f"{self.name}/{path}") as descriptor:
                 for k in range(0, len(buffers), IOV_MAX):
                     some = buffers[k : k + IOV_MAX]
-                    if not _fill(descriptor, offset, some):
+                    if not fill(descriptor, offset, some):
                         raise self._short(path)
                     offset += sum(map(len, some))
         except FileNotFoundError:
@@ -160,7 +224,7 @@ class LocalStorage(Storage):
             raise CacheError(f"{self.name}/{path} cannot be read: {error.strerror}") from error
 
 
-def _fill(descriptor: int, offset: int, buffers: list[memoryview]) -> bool:
+def fill(descriptor: int, offset: int, buffers: list[memoryview]) -> bool:
     """Read until the buffers are full; False where the file ends first."""
     left = list(buffers)
     while left:
@@ -246,96 +310,3 @@ class _OpenFiles:
     def __del__(self) -> None:
         for descriptor in self._kept.values():
             os.close(descriptor)
-
-
-class RemoteStorage(Storage):
-    """Files behind a URL, by fsspec. The connection is made in the process that uses it."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(without_secrets(url))
-        self.url = url
-        self._process = -1
-        self._connected: tuple[Any, str] = (None, "")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        RemoteStorage.__init__(self, state["url"])
-
-    def _filesystem(self) -> tuple[Any, str]:
-        if self._process != os.getpid():
-            from fsspec.core import url_to_fs
-
-            try:
-                filesystem, root = url_to_fs(self.url)
-            except (ImportError, ValueError) as error:
-                raise CacheError(f"{self.name} cannot be opened: {error}") from None
-            self._connected, self._process = (filesystem, root.rstrip("/")), os.getpid()
-        return self._connected
-
-    @contextmanager
-    def _reported(self, path: str) -> Iterator[tuple[Any, str]]:
-        """Turn what a remote file system raises into our errors, without the URL's secrets."""
-        filesystem, root = self._filesystem()
-        try:
-            yield filesystem, f"{root}/{path}"
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "no such file", f"{self.name}/{path}") from None
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise CacheError(f"{self.name}/{path} cannot be read: {reason}") from None
-
-    def read(self, path: str, limit: int) -> bytes:
-        """See `Storage.read`."""
-        with self._reported(path) as (filesystem, full):
-            data: bytes = filesystem.cat_file(full, start=0, end=limit + 1)
-        if len(data) > limit:
-            raise CacheCorrupt(f"{self.name}/{path} is larger than {limit} bytes, the most that can be right")
-        return data
-
-    def read_many(self, paths: Sequence[str], limit: int) -> list[bytes]:
-        """See `Storage.read_many`; all at once where the file system can."""
-        with self._reported(os.path.commonpath(paths) if paths else "") as (filesystem, _):
-            root = self._filesystem()[1]
-            data: list[bytes] = filesystem.cat_ranges(
-                [f"{root}/{path}" for path in paths], [0] * len(paths), [limit + 1] * len(paths), on_error="raise"
-            )
-        for path, each in zip(paths, data, strict=True):
-            if len(each) > limit:
-                raise CacheCorrupt(f"{self.name}/{path} is larger than {limit} bytes, the most that can be right")
-        return data
-
-    def walk(self, folder: str) -> dict[str, int | None]:
-        """See `Storage.walk`."""
-        try:
-            with self._reported(folder) as (filesystem, full):
-                found = filesystem.find(full, detail=True)
-        except FileNotFoundError:
-            return {}
-        start = len(full.strip("/")) + 1
-        return {path.lstrip("/")[start:]: int(info["size"]) for path, info in found.items()}
-
-    def folders(self, folder: str) -> list[str]:
-        """See `Storage.folders`."""
-        try:
-            with self._reported(folder) as (filesystem, full):
-                entries = filesystem.ls(full, detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
-
-    def read_into(self, path: str, offset: int, buffers: list[memoryview]) -> None:
-        """See `Storage.read_into`; one request."""
-        total = sum(map(len, buffers))
-        try:
-            with self._reported(path) as (filesystem, full):
-                data = filesystem.cat_file(full, start=offset, end=offset + total)
-        except FileNotFoundError:
-            raise CacheCorrupt(f"{self.name}/{path} is missing") from None
-        if len(data) != total:
-            raise self._short(path)
-        rest = memoryview(data)
-        for buffer in buffers:
-            buffer[:] = rest[: len(buffer)]
-            rest = rest[len(buffer) :]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hilda_schema.errors import CacheConflict, CacheCorrupt
+from hilda_schema.footer import column_chunks
 from hilda_schema.keys import Key
 from hilda_schema.manifest import FrameRow, PartEntry, Seal, canonical_json
 
@@ -133,11 +134,14 @@ def parse_table(data: bytes, frames: int, where: str) -> pa.Table:
         CacheCorrupt: it is not such a table, or would be much larger in memory than on disk.
     """
     try:
+        _check_bounds(data, frames, where)
         # Neither pre-buffering nor threads: Arrow's pools are still starting when a short process already ends, and
         # then abort it.
         file = pq.ParquetFile(io.BytesIO(data), pre_buffer=False)
-        _check_bounds(file.metadata, len(data), frames, where)
+        if file.metadata.num_rows != frames:
+            raise CacheCorrupt(f"{where} has {file.metadata.num_rows} rows, the manifest says {frames}")
         table = file.read(use_threads=False)
+        table.validate(full=True)  # text is UTF-8
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CacheCorrupt(f"{where} is not a Parquet file: {str(error).splitlines()[0][:200]}") from None
     if not table.schema.equals(SCHEMA):
@@ -145,13 +149,7 @@ def parse_table(data: bytes, frames: int, where: str) -> pa.Table:
     return table
 
 
-def _check_bounds(metadata: pq.FileMetaData, size: int, frames: int, where: str) -> None:
-    if metadata.num_rows != frames:
-        raise CacheCorrupt(f"{where} has {metadata.num_rows} rows, the manifest says {frames}")
-    for k in range(metadata.num_row_groups):
-        group = metadata.row_group(k)
-        for c in range(group.num_columns):
-            column = group.column(c)
-            plain = column.compression == "UNCOMPRESSED" and not set(column.encodings) - {"PLAIN", "RLE"}
-            if not plain or column.num_values > 16 * frames or column.total_uncompressed_size > size:
-                raise CacheCorrupt(f"{where}: column {column.path_in_schema} is not stored plainly")
+def _check_bounds(data: bytes, frames: int, where: str) -> None:
+    for chunk in column_chunks(data):
+        if not chunk.fits(16 * frames, len(data)):
+            raise CacheCorrupt(f"{where}: column {chunk.name} is not stored plainly")

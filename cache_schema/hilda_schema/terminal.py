@@ -1,17 +1,21 @@
 """What both command lines share: one-line errors, exit codes, and the only owner of a progress bar.
 
-Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 3 done but something is left out (absences, a failed
-verification), 130 and 143 interrupted by SIGINT and SIGTERM.
+Exit codes (docs/command-line.md): 0 done, 1 the work failed, 2 the request was wrong, 3 done but something is left out
+(absences, a failed verification), 130 and 143 interrupted by SIGINT and SIGTERM, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -22,6 +26,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 EXIT_INCOMPLETE = 3
+EXIT_BROKEN_PIPE = 141
+
+_shown = {"news": True, "tracebacks": False}
+
+_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
 class Interrupted(BaseException):
@@ -50,36 +59,85 @@ def interruptible() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def plain(text: str) -> str:
+    """Text as a terminal may get it: a name from a stranger's store must not move the cursor or change colours."""
+    return text.translate(_ESCAPED)
+
+
+def show(*, news: bool, tracebacks: bool) -> None:
+    """What this process shows beside results: `say` and progress, and where in the code an error arose."""
+    _shown.update(news=news, tracebacks=tracebacks)
+
+
 def say(text: str) -> None:
-    """A line for people: to standard error, so that standard output stays for results."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """News for people: to standard error, so that standard output stays for results. Silent under --quiet."""
+    if _shown["news"]:
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """What people must see even under --quiet: what went wrong, what is left out, how to go on."""
+    print(plain(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def fail(error: HildaError) -> NoReturn:
     """Print an error on one line (and its remedy on another), then exit with its code."""
-    say(f"error [{error.code}]: {error.message}")
+    if _shown["tracebacks"]:
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            warn(line)
+    warn(f"error [{error.code}]: {error.message}")
     if error.remedy:
-        say(f"  -> {error.remedy}")
+        warn(f"  -> {error.remedy}")
     sys.exit(error.exit_code)
 
 
 def run(app: typer.Typer) -> None:
     """Run a command line: a user's mistake ends in one line, never in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names need not fit the locale: UTF-8 in any, as later Pythons have it
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        app()
+        with interruptible():
+            try:
+                app()
+            finally:
+                sys.stdout.flush()
+    except SystemExit as stop:
+        if stop.code == 1 and _nobody_reads():  # which click has noticed, and calls a failure
+            sys.exit(EXIT_BROKEN_PIPE)
+        raise
     except HildaError as error:
         fail(error)
     except Interrupted as stop:
-        say(f"interrupted by {stop.name}")
+        warn(f"interrupted by {stop.name}")
         sys.exit(stop.exit_code)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; point stdout elsewhere so that the exit is quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        _drop_output()
+        sys.exit(EXIT_BROKEN_PIPE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            raise
+        _drop_output()
+        fail(HildaError(f"standard output cannot be written: {error.strerror}", "free some space where it goes"))
+
+
+def _drop_output() -> None:
+    """Point standard output elsewhere, so that what is left in its buffer does not spoil the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 class Meter:
-    """One progress bar on a terminal, a plain line now and then elsewhere.
+    """One progress bar on a terminal, a plain line now and then elsewhere, nothing under --quiet.
 
     Use as a context manager and call `advance`. `describe` turns (done, total, seconds) into the text behind the bar.
     """
@@ -94,7 +152,9 @@ class Meter:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Meter:
-        if sys.stderr.isatty():
+        if not _shown["news"]:
+            return self
+        if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

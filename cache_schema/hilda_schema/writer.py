@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +37,16 @@ from hilda_schema.layout import POINT_COLUMNS, PartSizes, check_names, group_met
 from hilda_schema.manifest import (
     CameraSize,
     EncodingError,
-    FileSeal,
+    Forgotten,
     FrameRow,
     Manifest,
+    Parent,
     PartEntry,
     Recipe,
     Seal,
     sha256_hex,
 )
-from hilda_schema.part import METADATA_LIMIT, SEAL, entry_of, metadata_files, open_part, read_seal
+from hilda_schema.part import METADATA_LIMIT, SEAL, entry_of, open_part, read_seal, write_metadata
 from hilda_schema.root import (
     FRAMES,
     GROUP,
@@ -55,19 +56,21 @@ from hilda_schema.root import (
     recipe_of_part,
     root_sha256,
 )
-from hilda_schema.shard import chunked, write_shard
+from hilda_schema.shard import write_array
 from hilda_schema.storage import LocalStorage
 from hilda_schema.table import frames_table, reading_order, table_bytes
 
 __all__ = [
     "existing_part",
     "finish_store",
+    "make_part",
     "read_manifest",
     "rebuild",
     "remove_part",
     "sealed_parts",
     "start_store",
     "sweep_temporary",
+    "write_manifest",
     "write_part",
 ]
 
@@ -90,17 +93,37 @@ def write_part(store: Path, recipe: Recipe, content: PartContent) -> PartEntry:
         CacheConflict: a part of that id is there but was made with another recipe.
     """
     check_content(recipe, content)
-    if entry := existing_part(store, content.part, recipe.digest(), recipe):
+    return make_part(store, recipe, content.part, lambda folder: _write_files(folder, recipe, content))
+
+
+def make_part(store: Path, recipe: Recipe, part: str, write_files: Callable[[Path], Seal]) -> PartEntry:
+    """Seal and publish one part, wherever its files come from.
+
+    Args:
+        store: the store's folder, started.
+        recipe: the store's recipe.
+        part: the part's id.
+        write_files: fills a new folder with every file but the seal, and returns the seal.
+
+    Returns:
+        The part as the manifest lists it; one that is already there is kept, as in `write_part`.
+
+    Raises:
+        CacheError: the folder cannot be written, or what `write_files` raises. Nothing is then left under the part's
+            name.
+        CacheConflict: a part of that id is there but was made with another recipe.
+    """
+    if entry := existing_part(store, part, recipe.digest(), recipe):
         return entry
-    temporary = temporary_path(store, content.part)
+    temporary = temporary_path(store, part)
     with writing(temporary):
         try:
             temporary.mkdir()
-            seal = _write_files(temporary, recipe, content)
+            seal = write_files(temporary)
             sync_tree(temporary)
             write_synced(temporary / SEAL, seal.to_bytes())
             sync(temporary)
-            return _publish(store, recipe, temporary, content.part)
+            return _publish(store, recipe, temporary, part)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -119,17 +142,12 @@ def _write_files(folder: Path, recipe: Recipe, content: PartContent) -> Seal:
         ),
     )
     arrays = part_arrays(recipe, sizes)
-    files: dict[str, FileSeal] = {}
-    for path, data in metadata_files(arrays, recipe).items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-        files[path] = FileSeal(size=len(data), sha256=sha256_hex(data))
+    files = write_metadata(folder, arrays, recipe)
     errors: dict[str, EncodingError] = {}
     for encoded in encode_part(recipe, content):
         for path, rows in encoded.rows.items():
             if path in arrays and (spec := arrays[path]).chunks:
-                with (folder / spec.shard_path).open("xb") as file:
-                    files[spec.shard_path] = write_shard(file, spec, chunked(spec, rows))
+                files[spec.shard_path] = write_array(folder, spec, rows)
         if encoded.error is not None:
             errors[encoded.layer] = encoded.error
     return Seal(
@@ -217,7 +235,14 @@ def remove_part(store: Path, part: str) -> None:
     remove_tree(store, store / "parts" / part)
 
 
-def start_store(store: Path, recipe: Recipe, planned_parts: int, software: dict[str, str] | None = None) -> Manifest:
+def start_store(
+    store: Path,
+    recipe: Recipe,
+    planned_parts: int,
+    software: dict[str, str] | None = None,
+    parents: tuple[Parent, ...] = (),
+    forgotten: tuple[Forgotten, ...] = (),
+) -> Manifest:
     """Begin or resume a store: write the partial manifest that says whose it is.
 
     Args:
@@ -225,6 +250,8 @@ def start_store(store: Path, recipe: Recipe, planned_parts: int, software: dict[
         recipe: of every part.
         planned_parts: how many there will be.
         software: name -> version of what else determines the features' last bits.
+        parents: the stores that it is made from.
+        forgotten: what was removed from them on request.
 
     Raises:
         CacheConflict: the store has another recipe.
@@ -240,10 +267,12 @@ def start_store(store: Path, recipe: Recipe, planned_parts: int, software: dict[
         state="partial",
         planned_parts=planned_parts,
         software={"numpy": np.__version__, "pyarrow": pyarrow.__version__, **(software or {})},
+        parents=parents,
+        forgotten=forgotten,
     )
     with writing(store):
         (store / "parts").mkdir(parents=True, exist_ok=True)
-    return _write_manifest(store, manifest)
+    return write_manifest(store, manifest)
 
 
 def finish_store(store: Path, recipe: Recipe, parts: Iterable[PartEntry]) -> Manifest:
@@ -292,7 +321,9 @@ def read_manifest(store: Path) -> Manifest:
 
 
 def rebuild(store: Path) -> Manifest:
-    """Derive a store's root anew from the seals of all parts that are there; for a lost or damaged root.
+    """Derive a store's root anew from the seals of its parts that are there; for a lost or damaged root.
+
+    A complete manifest still says which parts are the store's: one that it does not list stays out.
 
     Raises:
         CacheCorrupt: a part is damaged, or there is none to take the recipe from.
@@ -300,7 +331,9 @@ def rebuild(store: Path) -> Manifest:
     """
     storage = LocalStorage(store)
     template = _template(store, storage)
-    found = [_entry_on_disk(storage, part, template.recipe) for part in sealed_parts(store)]
+    listed = {entry.part for entry in template.parts}
+    parts = [part for part in sealed_parts(store) if template.state == "partial" or part in listed]
+    found = [_entry_on_disk(storage, part, template.recipe) for part in parts]
     return _write_root(store, template.model_copy(update={"planned_parts": len(found)}), found)
 
 
@@ -342,11 +375,11 @@ def _write_root(store: Path, template: Manifest, parts: list[tuple[Seal, PartEnt
     replace_file(store, FRAMES, frames)
     replace_file(store, PARTS_GROUP, group_metadata())
     replace_file(store, GROUP, group)
-    return _write_manifest(store, manifest)
+    return write_manifest(store, manifest)
 
 
-def _write_manifest(store: Path, manifest: Manifest) -> Manifest:
-    """Write a manifest; returns it with its checksum, as a reader gets it."""
+def write_manifest(store: Path, manifest: Manifest) -> Manifest:
+    """Replace a store's manifest; returns it with its checksum, as a reader gets it."""
     data = manifest.to_bytes()
     replace_file(store, MANIFEST, data)
     return Manifest.from_bytes(data, MANIFEST)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hilda_cache.drives.frame import CameraView, FrameInfo
 from hilda_cache.parts import Sources, calibration_sha256, part_id
+from hilda_cache.reshape.derive import derived_id, narrow_recipe
 from hilda_schema import layout, manifest, part, root
 from hilda_schema.encoding import ChannelStatistics, decode_int8, dequantise_uv, encode_int8, quantise_uv
 from hilda_schema.keys import Key
@@ -320,6 +321,14 @@ def test_the_documented_part_id_is_the_pipelines(names: dict[str, Any]) -> None:
     assert calibration == calibration_sha256([info], ["LEFT"])
     sources = Sources({"1.jpg": "0" * 64}, ("2.jpg", "3.jpg"))
     found = names["part_id"](
-        recipe.model_dump(mode="json"), ["toy/a b/%C3%A9%2F1"], sources.sha256, ["2.jpg", "3.jpg"], calibration
+        recipe.model_dump(mode="json"), ["toy/a b/%C3%A9%2F1"], 4, sources.sha256, ["2.jpg", "3.jpg"], calibration
     )
-    assert found == part_id(recipe, [info], sources, calibration)
+    assert found == part_id(recipe, [info], 4, sources, calibration)
+
+
+def test_the_documented_id_of_a_derived_part_is_the_pipelines(names: dict[str, Any]) -> None:
+    recipe = tiny_recipe()
+    new = narrow_recipe(recipe, cameras=["BACK"])
+    plain = [each.model_dump(mode="json") for each in (recipe, new)]
+    keys = ["toy/a/1", "toy/a/3"]
+    assert names["derived_id"]("abc", *plain, keys) == derived_id("abc", recipe, new, keys)

@@ -14,8 +14,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hilda_cache.reshape.forget import forget
+from hilda_cache.reshape.reencode import reencode
+from hilda_cache.reshape.subset import Cut, subset
 from hilda_schema import open_cache
 from hilda_schema.content import FrameContent, PartContent
+from hilda_schema.manifest import EncodingInfo
 from hilda_schema.reader import Frame
 from hilda_schema.testing import tiny_cache, tiny_parts, tiny_recipe, validate
 
@@ -95,6 +99,20 @@ def test_the_independent_reader_reads_what_ours_reads(
     tmp_path: Path, programs: tuple[ModuleType, ModuleType], kind: str, dtype: str
 ) -> None:
     check_store(programs[0], tiny_cache(tmp_path / "cache", kind=kind, dtype=dtype))
+
+
+def test_it_reads_what_was_made_from_other_stores(tmp_path: Path, programs: tuple[ModuleType, ModuleType]) -> None:
+    store = tiny_cache(tmp_path / "cache", points=60)
+    cut = Cut(frames="1:4", cameras=("BACK", "LEFT"), layers={"vit": ["4"]})
+    subset(str(store), tmp_path / "cut", cut, "")
+    reencode(str(tmp_path / "cut"), tmp_path / "anew", EncodingInfo(kind="point", dtype="int8"))
+    forget(tmp_path / "anew", [], ["toy/scene-0001/000002"], "asked")
+    for name in ("cut", "anew"):
+        check_store(programs[0], tmp_path / name)
+    manifest = programs[0].Reader(tmp_path / "anew").manifest
+    assert [parent["operation"] for parent in manifest["parents"]] == ["forget"]
+    assert manifest["forgotten"][0]["frames"] == [programs[0].sha256(b"toy/scene-0001/000002")]
+    assert not {"parents", "forgotten"} & programs[0].Reader(store).manifest.keys()
 
 
 def test_it_reads_stores_without_points_and_arrays_of_several_chunks(

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crc32c import crc32c
 
 from hilda_schema.errors import CacheCorrupt, CacheError, UsageError
 from hilda_schema.layout import check_names
 from hilda_schema.manifest import canonical_json, sha256_hex
 from hilda_schema.reader import open_cache
-from hilda_schema.shard import write_shard
-from hilda_schema.testing import tiny_cache, tiny_parts, tiny_recipe
+from hilda_schema.testing import reseal, set_values, sign, tiny_cache, tiny_parts, tiny_recipe
+from hilda_schema.testing.damage import Change
 from hilda_schema.verify import verify
 from hilda_schema.writer import start_store, write_part
-
-Change = Callable[[dict[str, Any]], object]
-
-
-def sign(path: Path, change: Change) -> str:
-    """Change a self-checked file and give it the right checksum; returns the file's new hash."""
-    content = json.loads(path.read_bytes())
-    change(content)
-    content.pop("self_sha256")
-    data = canonical_json({**content, "self_sha256": sha256_hex(canonical_json(content))})
-    path.write_bytes(data)
-    return sha256_hex(data)
-
-
-def change_seal(store: Path, change: Change) -> None:
-    """Change the first part's seal, and let the manifest vouch for it."""
-    first = json.loads((store / "manifest.json").read_bytes())["parts"][0]["part"]
-    seal_sha256 = sign(store / "parts" / first / "seal.json", change)
-    seal_bytes = (store / "parts" / first / "seal.json").stat().st_size
-
-    def vouch(manifest: dict[str, Any]) -> None:
-        files = json.loads((store / "parts" / first / "seal.json").read_bytes())["files"].values()
-        manifest["parts"][0] |= {"seal_sha256": seal_sha256, "bytes": seal_bytes + sum(f["size"] for f in files)}
-        rows = [[entry["part"], entry["seal_sha256"]] for entry in manifest["parts"]]
-        manifest["root_sha256"] = sha256_hex(canonical_json(rows))
-
-    sign(store / "manifest.json", vouch)
 
 
 def problems(store: Path) -> str:
@@ -116,7 +86,7 @@ def names_twice(content: dict[str, Any]) -> None:
     ],
 )
 def test_a_seal_agrees_with_the_format(store: Path, change: Change, message: str) -> None:
-    change_seal(store, change)
+    reseal(store, change)
     assert message in problems(store)
     with pytest.raises(CacheCorrupt, match=message):
         _ = open_cache(store)[0].points
@@ -124,15 +94,7 @@ def test_a_seal_agrees_with_the_format(store: Path, change: Change, message: str
 
 def test_offsets_that_are_all_shifted_are_noticed_at_the_first_frame(store: Path) -> None:
     """Every difference is right, every frame would get rows of its neighbour."""
-    cache = open_cache(store)
-    _ = cache[0].points
-    spec = cache[0]._part.arrays["pairs/offset"]
-    shifted = cache[0]._part.read_whole("pairs/offset") + 1
-    path = store / "parts" / cache.frames["part"][0].as_py() / spec.shard_path
-    with path.open("wb") as file:
-        sealed = write_shard(file, spec, [shifted])
-    assert sealed.chunk_crc32c == (crc32c(shifted.tobytes()),)
-    change_seal(store, lambda content: content["files"].update({spec.shard_path: sealed.model_dump(mode="json")}))
+    set_values(store, "pairs/offset", lambda values: values.__iadd__(1))
     with pytest.raises(CacheCorrupt, match="pairs/offset"):
         _ = open_cache(store)[0].pairs
 

@@ -76,6 +76,34 @@ def test_a_manifest_comes_back_with_its_checksum() -> None:
     assert read.model_copy(update={"self_sha256": ""}) == example()
 
 
+def test_history_is_not_written_where_there_is_none() -> None:
+    assert not {"parents", "forgotten"} & json.loads(example().to_bytes()).keys()
+    explicit = signed({**json.loads(example().to_bytes()), "parents": []})
+    with pytest.raises(CacheCorrupt, match="leaves out a field"):
+        Manifest.from_bytes(explicit, "here")
+
+
+def ancestry(generations: int) -> bytes:
+    """A manifest with so many generations of parents, written without recursion."""
+    opened = '[{"detail":"","encoding_error":{},"operation":"subset","parents":' * generations
+    parents = opened + "[]" + f',"root_sha256":"{"0" * 64}"}}]' * generations
+    content = canonical_json({**example().model_dump(mode="json", exclude={"self_sha256"}), "parents": "here"})
+    content = content.replace(b'"here"', parents.encode())
+    return content.replace(b',"software"', f',"self_sha256":"{sha256_hex(content)}","software"'.encode(), 1)
+
+
+@pytest.mark.parametrize("generations", [1, 32])
+def test_some_generations_of_parents_are_read_back(generations: int) -> None:
+    data = ancestry(generations)
+    assert Manifest.from_bytes(data, "here").to_bytes() == data
+
+
+@pytest.mark.parametrize("generations", [33, 100, 240, 300, 2000, 50_000])
+def test_parents_nested_too_deep_are_refused(generations: int) -> None:
+    with pytest.raises(CacheCorrupt, match="here"):
+        Manifest.from_bytes(ancestry(generations), "here")
+
+
 @given(st.data())
 def test_any_flipped_bit_of_a_manifest_is_noticed(data: st.DataObject) -> None:
     content = bytearray(example().to_bytes())

@@ -322,7 +322,7 @@ def test_damage_behind_a_url_is_named(memory_url: str) -> None:
         _ = cache[0].pairs
     filesystem.rm(f"{folder}/points/xyz_m/c.0.0")
     with pytest.raises(CacheCorrupt, match=r"points/xyz_m/c\.0\.0 .*is missing|xyz_m/c\.0\.0 is missing"):
-        open_cache(memory_url)[0]
+        _ = open_cache(memory_url)[0].points
     assert {problem.file.split("/", 2)[-1] for problem in verify(memory_url).problems} == {
         "pairs/uv/c.0.0",
         "points/xyz_m/c.0.0",

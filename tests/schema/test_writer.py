@@ -70,33 +70,7 @@ def in_child(work: Callable[[], None]) -> int:
     return process.exitcode
 
 
-def die_at(step: int, *, before: bool) -> None:
-    """End this process, as a power cut would, around its `step`-th change to the file system."""
-    count = 0
-
-    def dying(function: Callable[..., object], changes: Callable[..., bool]) -> Callable[..., object]:
-        def wrapper(*args: object, **kwargs: object) -> object:
-            nonlocal count
-            if not changes(*args, **kwargs):
-                return function(*args, **kwargs)
-            count += 1
-            if count == step and before:
-                os._exit(9)
-            result = function(*args, **kwargs)
-            if count == step:
-                os._exit(9)
-            return result
-
-        return wrapper
-
-    import io
-
-    for name in ("mkdir", "rename", "replace", "unlink", "rmdir"):
-        setattr(os, name, dying(getattr(os, name), lambda *_, **__: True))
-    io.open = dying(io.open, lambda file, mode="r", *_, **__: set(mode) & set("wxa+") != set())
-
-
-def crash_points(tmp_path: Path, stride: int) -> tuple[int, list[str]]:
+def crash_points(tmp_path: Path, killed_at: Callable[..., bool], stride: int) -> tuple[int, list[str]]:
     recipe = small_recipe()
     parts = tiny_parts(recipe, scenes=1, frames=4, points=40)
     extract(tmp_path / "reference", recipe, parts)
@@ -108,11 +82,7 @@ def crash_points(tmp_path: Path, stride: int) -> tuple[int, list[str]]:
         for before in (True, False):
             store = tmp_path / f"store-{step}-{before}"
 
-            def work(store: Path = store, step: int = step, before: bool = before) -> None:
-                die_at(step, before=before)
-                extract(store, recipe, parts)
-
-            crashed |= in_child(work) == 9
+            crashed |= killed_at(step, before, lambda store=store: extract(store, recipe, parts))
             named = sealed_parts(store) if store.exists() else []
             torn = [part for part in named if existing_part(store, part, recipe.digest(), recipe) is None]
             wrong += [f"step {step}: part {part} has its final name but is not whole" for part in torn]
@@ -123,28 +93,28 @@ def crash_points(tmp_path: Path, stride: int) -> tuple[int, list[str]]:
     return step, wrong
 
 
-def test_a_crash_at_any_step_leaves_nothing_wrong(tmp_path: Path) -> None:
-    steps, wrong = crash_points(tmp_path, stride=7)
+def test_a_crash_at_any_step_leaves_nothing_wrong(tmp_path: Path, killed_at: Callable[..., bool]) -> None:
+    steps, wrong = crash_points(tmp_path, killed_at, stride=7)
     assert wrong == []
     assert steps > 100
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_crash_at_every_step_leaves_nothing_wrong(tmp_path: Path) -> None:
-    steps, wrong = crash_points(tmp_path, stride=1)
+def test_a_crash_at_every_step_leaves_nothing_wrong(tmp_path: Path, killed_at: Callable[..., bool]) -> None:
+    steps, wrong = crash_points(tmp_path, killed_at, stride=1)
     assert wrong == []
     assert steps > 100
 
 
 def test_crash_points_would_notice_a_writer_without_temporary_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, killed_at: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test above bites: writing straight to the final name fails it."""
     monkeypatch.setattr("hilda_schema.writer.temporary_path", lambda store, part: store / "parts" / part)
     monkeypatch.setattr(Path, "rename", lambda self, target: target)
     with pytest.raises(CacheError):
-        crash_points(tmp_path, stride=25)
+        crash_points(tmp_path, killed_at, stride=25)
 
 
 def test_same_inputs_same_bytes_in_any_order(tmp_path: Path) -> None:

@@ -1,10 +1,4 @@
-"""The conformance kit: small valid caches to test a reader, a trainer or a tool with, and a validator.
-
-    from hilda_schema.testing import tiny_cache, validate
-
-    store = tiny_cache(tmp_path / "cache")
-    ...
-    validate(store)     # raises AssertionError, listing every problem
+"""Small valid caches to test a reader, a trainer or a tool with.
 
 A tiny cache is a toy drive, not noise: a car among fixed posts on a flat road, seen by cameras around it, so that
 poses, points and pairs agree with each other. It has what readers stumble over: several scenes and parts, two teachers,
@@ -15,10 +9,10 @@ Legend: N points, P pairs, V cameras, H x W token grid, C channels.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +30,7 @@ from hilda_schema.manifest import (
     canonical_json,
     sha256_hex,
 )
-from hilda_schema.verify import verify
 from hilda_schema.writer import finish_store, start_store, write_part
-
-if TYPE_CHECKING:  # needed by those who draw contents, not by those who make a cache
-    from hypothesis.strategies import DrawFn, SearchStrategy
 
 CAMERAS = ("FRONT", "LEFT", "BACK")
 IMAGE_SIZES_PX = {"FRONT": (160, 96), "LEFT": (120, 96), "BACK": (160, 90)}
@@ -136,23 +126,26 @@ def tiny_cache(
     """
     recipe = tiny_recipe(kind, dtype, store_points=store_points)
     parts = tiny_parts(recipe, scenes=scenes, frames=frames, points=points, seed=seed)
+    return write_store(path, recipe, parts, finish=finish)
+
+
+def write_store(path: Path, recipe: Recipe, parts: Sequence[PartContent], *, finish: bool = True) -> Path:
+    """Write parts to a new store.
+
+    Args:
+        path: folder to make it in.
+        recipe: of all parts.
+        parts: their content.
+        finish: False leaves the store partial, with all parts there.
+
+    Returns:
+        `path`.
+    """
     start_store(path, recipe, planned_parts=len(parts))
     entries = [write_part(path, recipe, part) for part in parts]
     if finish:
         finish_store(path, recipe, entries)
     return path
-
-
-def validate(store: str | os.PathLike[str]) -> None:
-    """Check a store that some program wrote, completely.
-
-    Raises:
-        AssertionError: listing every problem, one a line.
-    """
-    report = verify(store)
-    if report.problems or not report.complete or report.extra:
-        lines = [*map(str, report.problems), *(f"{name}: belongs to nothing" for name in report.extra)]
-        raise AssertionError("\n".join(lines or [f"{report.store} is not complete"]))
 
 
 def tiny_parts(
@@ -169,83 +162,12 @@ def tiny_parts(
             contents[0] = replace(contents[0], pairs=_select(contents[0].pairs, np.zeros(0, np.intp)))
             contents[-1] = _without_points(contents[-1])
         starts = range(0, frames, recipe.part_frames)
-        parts += [_part(recipe, scene, tuple(contents[start : start + recipe.part_frames])) for start in starts]
+        parts += [part_of(recipe, scene, tuple(contents[start : start + recipe.part_frames])) for start in starts]
     return parts
 
 
-def part_contents(recipe: Recipe, max_frames: int = 3, max_points: int = 12) -> SearchStrategy[PartContent]:
-    """Hypothesis strategy: any part that a writer must accept for this recipe.
-
-    Args:
-        recipe: its cameras need entries in `IMAGE_SIZES_PX`.
-        max_frames: bound on F.
-        max_points: bound on N.
-    """
-    from hypothesis import strategies as st
-
-    @st.composite
-    def draw_part(draw: DrawFn) -> PartContent:
-        columns = draw(st.sets(st.sampled_from(["time_offset_ns", "ring", "label"])))
-        count = draw(st.integers(1, max_frames))
-        return _part(recipe, "any", tuple(_draw_frame(draw, recipe, k, columns, max_points) for k in range(count)))
-
-    return draw_part()
-
-
-def _draw_frame(draw: DrawFn, recipe: Recipe, k: int, columns: set[str], max_points: int) -> FrameContent:
-    from hypothesis import strategies as st
-    from hypothesis.extra.numpy import arrays
-
-    def values(shape: tuple[int, ...], most: float = 2**15) -> NDArray[np.float32]:
-        drawn: NDArray[np.float32] = draw(arrays(np.float32, shape, elements=st.floats(-most, most, width=32)))
-        return drawn
-
-    N, cameras = draw(st.integers(0, max_points)), recipe.dataset.cameras
-    absent = draw(st.sets(st.sampled_from(cameras)))
-    present = np.array([name not in absent for name in cameras])
-    seen = [(v, n) for v in np.flatnonzero(present) for n in range(N) if draw(st.booleans())]
-    camera = np.array([v for v, _ in seen], np.uint8)
-    sizes_px = np.array([IMAGE_SIZES_PX[name] for name in cameras])[camera]
-    unit = draw(arrays(np.float64, (len(seen), 2), elements=st.floats(0, 1, exclude_max=True)))
-    optional: dict[str, Any] = {
-        "time_offset_ns": np.arange(N, dtype=np.int32) - 5,
-        "ring": np.arange(N, dtype=np.uint8),
-        "label": np.arange(N, dtype=np.uint16) * 1000,
-    }
-    return FrameContent(
-        key=Key("toy", "any", f"{k:06d}"),
-        stamp_ns=draw(st.integers(0, 2**40)) + (k << 41),
-        world_SE3_lidar=values((4, 4)).astype(np.float64),
-        world_SE3_ego=np.eye(4),
-        xyz_m=values((N, 3)),
-        intensity=values((N,)),
-        ground=draw(arrays(np.bool_, N)),
-        pairs=Pairs(
-            point=np.array([n for _, n in seen], np.uint32),
-            camera=camera,
-            uv_px=np.minimum(unit * sizes_px - 0.5, np.nextafter(sizes_px - 0.5, 0)),
-            depth_m=draw(arrays(np.float32, len(seen), elements=st.floats(1, 300, width=32))),
-            visible=draw(arrays(np.bool_, len(seen))),
-        ),
-        tokens={
-            (teacher.name, layer.name): _absent_as_nan(
-                values((len(cameras), layer.height, layer.width, layer.channels)), present
-            )
-            for teacher in recipe.teachers
-            for layer in teacher.layers
-        },
-        global_tokens={
-            teacher.name: _absent_as_nan(values((len(cameras), teacher.global_width)), present)
-            for teacher in recipe.teachers
-            if teacher.global_width
-        },
-        position=k,
-        absent=dict.fromkeys(sorted(absent), "drawn to be absent"),
-        **{name: optional[name] for name in columns},
-    )
-
-
-def _part(recipe: Recipe, scene: str, frames: tuple[FrameContent, ...]) -> PartContent:
+def part_of(recipe: Recipe, scene: str, frames: tuple[FrameContent, ...]) -> PartContent:
+    """A part of these frames, with an id that follows from recipe and keys."""
     identity = [recipe.digest(), [str(frame.key) for frame in frames]]
     sources = {f"lidar/{frame.key.scene}/{frame.key.frame}.bin": sha256_hex(frame.xyz_m.tobytes()) for frame in frames}
     return PartContent(
@@ -275,14 +197,14 @@ def _frame(recipe: Recipe, scene: str, k: int, world_m: NDArray[np.float64], rng
     N = len(xyz_m)
     absent = {"LEFT": "images/LEFT.jpg: no such file"} if k == 1 and "LEFT" in recipe.dataset.cameras else {}
     pairs = _project(xyz_m, [name for name in recipe.dataset.cameras if name not in absent], recipe)
-    present = np.array([name not in absent for name in recipe.dataset.cameras])
+    present = np.array([name not in absent for name in recipe.dataset.cameras], np.bool_)
     tokens = {
         (teacher.name, layer.name): _tokens(layer, present, rng)
         for teacher in recipe.teachers
         for layer in teacher.layers
     }
     vectors = {
-        teacher.name: _absent_as_nan(rng.normal(size=(len(present), teacher.global_width)), present)
+        teacher.name: absent_as_nan(rng.normal(size=(len(present), teacher.global_width)), present)
         for teacher in recipe.teachers
         if teacher.global_width
     }
@@ -308,7 +230,8 @@ def _frame(recipe: Recipe, scene: str, k: int, world_m: NDArray[np.float64], rng
 def _project(xyz_m: NDArray[np.float32], cameras: list[str], recipe: Recipe) -> Pairs:
     """Pinholes at the LiDAR's place, looking ahead, left and back."""
     yaw = {"FRONT": 0.0, "LEFT": np.pi / 2, "BACK": np.pi}
-    found = []
+    nothing = np.zeros(0)
+    found = [Pairs(nothing.astype("u4"), nothing.astype("u1"), np.zeros((0, 2)), nothing.astype("f4"), nothing > 0)]
     for number, name in enumerate(recipe.dataset.cameras):
         if name not in cameras:
             continue
@@ -341,10 +264,11 @@ def _tokens(layer: LayerInfo, present: NDArray[np.bool_], rng: np.random.Generat
     grid = np.einsum("hwk,vkc->vhwc", np.stack([row, column, np.ones_like(row)], axis=-1), wave)
     grid += 0.1 * rng.normal(size=grid.shape)
     grid[..., 0] = 100 + 20 * grid[..., 0]
-    return _absent_as_nan(grid, present)
+    return absent_as_nan(grid, present)
 
 
-def _absent_as_nan(values: NDArray[np.floating], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+def absent_as_nan(values: NDArray[np.floating], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(V, ...) with NaN for the cameras without an image, as a writer takes features."""
     values[~present] = np.nan
     return values.astype(np.float32)
 
