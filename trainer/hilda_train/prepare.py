@@ -12,6 +12,7 @@ import torch
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.manifest import TeacherInfo
 from hilda_schema.reader import Cache, open_cache
+from hilda_schema.storage import pinned
 from hilda_train.config import Facts, FitConfig, Resolved, resolve
 from hilda_train.config.occupancy import BceConfig, DiffusionConfig
 from hilda_train.config.student import MinkUNetConfig, WaffleIronConfig
@@ -63,11 +64,17 @@ def prepare(config: FitConfig, urls: Sequence[str], device: torch.device) -> Pre
         reasons=resolved.reasons,
         caches=caches,
         clips=clips,
-        dataset=ClipDataset(urls, clips, sample_options(config)),
+        # Pinned: a worker opens the stores later, and must meet the ones that the run was prepared for.
+        dataset=ClipDataset(pinned_urls(urls, caches), clips, sample_options(config)),
         tokens=TokenPlan(layers if config.objectives.uses_pairs else (), global_teacher),
         widths=tuple(width_of(caches, layer) for layer in layers),
         global_width=global_width_of(caches, global_teacher) if global_teacher else 0,
     )
+
+
+def pinned_urls(urls: Sequence[str], caches: Sequence[Cache]) -> tuple[str, ...]:
+    """The caches' URLs, that open with the content that they have now and no other."""
+    return tuple(pinned(url, cache.manifest.root_sha256) for url, cache in zip(urls, caches, strict=True))
 
 
 def select_clips(config: FitConfig, caches: Sequence[Cache]) -> tuple[Clip, ...]:
