@@ -7,7 +7,7 @@ from typing import Any
 
 from hilda_schema.manifest import Manifest, TeacherInfo
 from hilda_schema.reader import Cache
-from hilda_schema.terminal import counted, human_bytes
+from hilda_schema.terminal import counted, human_bytes, plain
 
 
 def card_json(cache: Cache) -> dict[str, Any]:
@@ -59,9 +59,10 @@ def card_text(cache: Cache) -> str:
         f"  pairs     depth > {recipe.projection.min_depth_m} m; occlusion: {recipe.projection.occlusion}",
         f"  ground    {recipe.projection.ground}",
     ]
+    lines += _history_lines(manifest)
     for teacher in recipe.teachers:
         lines += _teacher_lines(teacher)
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
 
 
 def _error_text(manifest: Manifest) -> str:
@@ -71,6 +72,13 @@ def _error_text(manifest: Manifest) -> str:
     cosine = min(error.cosine_min for error in errors)
     relative = max(error.relative_l2_mean for error in errors)
     return f", measured: cosine >= {cosine:.6f}, relative L2 {relative:.1e} on average"
+
+
+def _history_lines(manifest: Manifest) -> list[str]:
+    """What the store was made from, and what was removed from it."""
+    made = [f"  made by   {p.operation} of sha256:{p.root_sha256} {p.detail}".rstrip() for p in manifest.parents]
+    removed = [f"  removed   {counted(len(each.frames), 'frame')}: {each.reason}" for each in manifest.forgotten]
+    return made + removed
 
 
 def _teacher_lines(teacher: TeacherInfo) -> list[str]:

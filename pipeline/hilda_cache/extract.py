@@ -7,7 +7,8 @@ not stop the others; the store stays `partial` and the same command goes on wher
 
 from __future__ import annotations
 
-import shutil
+import errno
+import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,16 +16,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hilda_cache.cluster import result_of
 from hilda_cache.lock import NAME as LOCK
 from hilda_cache.lock import locked
 from hilda_cache.parts import PartOutcome, PartPlan, plan_parts, select_cameras
 from hilda_cache.request import ExtractRequest, open_drive_once
 from hilda_schema.durable import writing
-from hilda_schema.errors import CacheConflict, CacheFull, HildaError
+from hilda_schema.errors import CacheConflict, CacheFull, ClusterError, HildaError, SchedulerLost
 from hilda_schema.manifest import Manifest, PartEntry, Recipe
-from hilda_schema.writer import finish_store, read_manifest, start_store, sweep_temporary
+from hilda_schema.root import CARD
+from hilda_schema.writer import finish_store, read_manifest, remove_part, start_store, sweep_temporary
 
-OWN_NAMES = {"manifest.json", LOCK, "parts", "zarr.json", "frames.parquet"}  # what a store without manifest may hold
+OWN_NAMES = {"manifest.json", LOCK, "parts", "zarr.json", "frames.parquet", CARD}
+"""What a store without manifest may hold."""
+
 TASKS_PER_WORKER = 2  # one running, one waiting: enough that no worker idles while the client answers
 
 
@@ -45,6 +50,14 @@ class ExtractReport:
         """Whether every planned part is there."""
         return len(self.entries) == self.planned
 
+    def add(self, plan: PartPlan, outcome: PartOutcome) -> None:
+        """Count a part that is there."""
+        self.entries[plan] = outcome.entry
+        self.reused += outcome.reused
+        self.images += outcome.images
+        for stage, seconds in outcome.seconds.items():
+            self.seconds[stage] += seconds
+
 
 def check_request(request: ExtractRequest, store: Path) -> None:
     """Find what is wrong with a request without workers or models: seconds before they would, or hours.
@@ -55,6 +68,7 @@ def check_request(request: ExtractRequest, store: Path) -> None:
         CacheConflict: the store's folder holds something else, or another process writes to it.
     """
     check_folder(store)
+    refuse_derived(store)
     if (store / LOCK).exists():
         with locked(store):  # a dead process's file says nothing: only the lock itself does
             pass
@@ -88,7 +102,7 @@ def extract(
         sweep_temporary(store)
         settled = read_manifest(store) if (store / "manifest.json").exists() else None
         # Resolved where the models are loaded anyway: the client itself never needs torch.
-        recipe, software = client.submit(_resolve, request, settled and settled.recipe, pure=False).result()
+        recipe, software = result_of(client.submit(_resolve, request, settled and settled.recipe, pure=False))
         if settled is not None:
             refuse_other_recipe(store, settled, recipe, software)
         plans = plan_parts(open_drive_once(request.drive), request.selection, recipe.part_frames)
@@ -112,16 +126,44 @@ def check_folder(store: Path) -> None:
 
     Raises:
         CacheConflict: the folder has content but no manifest of ours, or is no folder.
+        CacheError: it may not be written, or its place not be entered.
     """
-    if not store.exists():
-        return
-    if not store.is_dir():
-        raise CacheConflict(f"{store} is a file", "give a folder with --out")
-    if (store / "manifest.json").exists():
-        return
-    if strangers := {path.name for path in store.iterdir()} - OWN_NAMES:
+    with writing(store):
+        there = next(path for path in (store, *store.absolute().parents) if path.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if there != store:
+            return
+        if not store.is_dir():
+            raise CacheConflict(f"{store} is a file", "give a folder with --out")
+        if (store / "manifest.json").exists():
+            return
+        strangers = {path.name for path in store.iterdir()} - OWN_NAMES
+    if strangers:
         raise CacheConflict(
             f"{store} is not a cache and not empty (it holds {sorted(strangers)[0]!r})", "give another --out"
+        )
+
+
+def refuse_derived(store: Path) -> None:
+    """Extraction fills a store with all that its drive has: never one that was made to hold something else.
+
+    Raises:
+        CacheConflict: the store was made from other stores, or frames were removed from it on request.
+    """
+    if not (store / "manifest.json").exists():
+        return
+    manifest = read_manifest(store)
+    if manifest.forgotten:
+        count = sum(len(each.frames) for each in manifest.forgotten)
+        raise CacheConflict(
+            f"{count} frames were removed from {store} on request: extracting into it would bring them back",
+            "to have them again on purpose, extract into another folder",
+        )
+    if manifest.parents:
+        raise CacheConflict(
+            f"{store} was made from other stores ({manifest.parents[0].operation}), not extracted",
+            "extract what is missing into another folder, then: hilda-cache merge A B --out C",
         )
 
 
@@ -147,7 +189,7 @@ def refuse_other_recipe(store: Path, settled: Manifest, asked: Recipe, software:
     """
     before = {name: settled.software.get(name) for name in software}
     old, new = settled.recipe.model_dump(mode="json"), asked.model_dump(mode="json")
-    rows = [*_differences(old, new), *_differences(before, software, "software")]
+    rows = [*differences(old, new), *differences(before, software, "software")]
     lines = [f"{name}: {a} -> {b}" for name, a, b in rows]
     if lines:
         raise CacheConflict(
@@ -156,16 +198,15 @@ def refuse_other_recipe(store: Path, settled: Manifest, asked: Recipe, software:
         )
 
 
-def _differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: (field, one value, the other), None for a value that is not there."""
     if isinstance(a, dict) and isinstance(b, dict):
         names = sorted(a.keys() | b.keys())
         return [
-            row
-            for name in names
-            for row in _differences(a.get(name), b.get(name), f"{where}.{name}" if where else name)
+            row for name in names for row in differences(a.get(name), b.get(name), f"{where}.{name}" if where else name)
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [row for k, pair in enumerate(zip(a, b, strict=True)) for row in _differences(*pair, f"{where}[{k}]")]
+        return [row for k, pair in enumerate(zip(a, b, strict=True)) for row in differences(*pair, f"{where}[{k}]")]
     return [] if a == b else [(where, a, b)]
 
 
@@ -178,40 +219,55 @@ def run_parts(
     report: ExtractReport,
     on_part: Callable[[ExtractReport], None],
 ) -> None:
-    """Make every part, a bounded number of tasks at a time."""
+    """Make every part, a bounded number of tasks at a time.
+
+    Raises:
+        HildaError: the scheduler is lost, and all tasks with it; other failures are in the report.
+    """
     from distributed import as_completed
 
-    # The same for all tasks, so sent once; a scheduler that is asked again finds it by its content's hash.
-    shared = client.scatter((request, recipe), broadcast=True)
-    waiting = deque(plans)
+    waiting, killed = deque(plans), deque[PartPlan]()
+    retried: set[PartPlan] = set()
     running: dict[Any, PartPlan] = {}
     queue = as_completed([])
 
-    def submit() -> None:
-        plan = waiting.popleft()
-        future = client.submit(_extract_part, shared, str(store.resolve()), plan, pure=False)
+    def submit(plan: PartPlan) -> None:
+        # Request and recipe go with every task: what is scattered once dies with the workers that hold it.
+        future = client.submit(_extract_part, request, recipe, str(store.resolve()), plan, pure=False)
         running[future] = plan
         queue.add(future)
 
     slots = TASKS_PER_WORKER * max(1, len(client.scheduler_info()["workers"]))
     for _ in range(min(slots, len(waiting))):
-        submit()
+        submit(waiting.popleft())
     for future in queue:
         plan = running.pop(future)
-        if (failure := future.exception()) is not None:
-            report.failures[plan] = error_of(failure)
-            if isinstance(failure, CacheFull):
-                waiting.clear()  # the others would be computed for nothing
+        failure = _failure_of(future, plan, report)
+        if isinstance(failure, ClusterError) and plan not in retried:
+            # It, or one that it waited behind: the end of the run shows, where each of them has a worker alone.
+            killed.append(plan)
+            retried.add(plan)
         else:
-            outcome = future.result()
-            report.entries[plan] = outcome.entry
-            report.reused += outcome.reused
-            report.images += outcome.images
-            for stage, seconds in outcome.seconds.items():
-                report.seconds[stage] += seconds
-        on_part(report)
+            if failure is not None:
+                report.failures[plan] = failure
+            on_part(report)
+        if isinstance(failure, CacheFull):
+            waiting.clear()  # the others would be computed for nothing
         if waiting:
-            submit()
+            submit(waiting.popleft())
+        elif killed and not running:
+            submit(killed.popleft())
+
+
+def _failure_of(future: Any, plan: PartPlan, report: ExtractReport) -> HildaError | None:
+    """Why a part was not made; None where it was, and is counted."""
+    try:
+        report.add(plan, result_of(future))
+    except SchedulerLost:
+        raise
+    except HildaError as failure:
+        return failure
+    return None
 
 
 def _resolve(request: ExtractRequest, settled: Recipe | None) -> tuple[Recipe, dict[str, str]]:
@@ -220,18 +276,10 @@ def _resolve(request: ExtractRequest, settled: Recipe | None) -> tuple[Recipe, d
     return resolve_recipe(request, settled), software_versions()
 
 
-def _extract_part(shared: tuple[ExtractRequest, Recipe], store: str, plan: PartPlan) -> PartOutcome:
+def _extract_part(request: ExtractRequest, recipe: Recipe, store: str, plan: PartPlan) -> PartOutcome:
     from hilda_cache.work import extract_part
 
-    return extract_part(*shared, store, plan)
-
-
-def error_of(failure: BaseException) -> HildaError:
-    """A worker's failure as a one-line error, whatever it was."""
-    if isinstance(failure, HildaError):
-        return failure
-    text = str(failure).strip().splitlines()
-    return HildaError(f"{type(failure).__name__}: {text[0] if text else 'no message'}")
+    return extract_part(request, recipe, store, plan)
 
 
 def remove_superseded(store: Path, report: ExtractReport) -> list[str]:
@@ -239,5 +287,5 @@ def remove_superseded(store: Path, report: ExtractReport) -> list[str]:
     current = {entry.part for entry in report.entries.values()}
     stale = sorted(path.name for path in (store / "parts").iterdir() if path.is_dir() and path.name not in current)
     for name in stale:
-        shutil.rmtree(store / "parts" / name)
+        remove_part(store, name)  # never seen half removed
     return stale

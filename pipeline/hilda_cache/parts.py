@@ -17,7 +17,7 @@ import numpy as np
 
 from hilda_cache.drives import CameraView, Drive, FrameInfo
 from hilda_cache.request import Selection
-from hilda_schema.errors import UsageError
+from hilda_schema.errors import DriveError, UsageError
 from hilda_schema.keys import Key
 from hilda_schema.manifest import SCHEMA_VERSION, PartEntry, Recipe, TeacherInfo, canonical_json, sha256_hex
 
@@ -155,12 +155,20 @@ def hash_sources(drive: Drive, infos: Iterable[FrameInfo], cameras: Iterable[str
 
 
 def file_sha256(path: Path) -> str | None:
-    """sha256 of a file's bytes, None where there is no such file."""
+    """sha256 of a regular file's bytes, None where there is no such file.
+
+    Raises:
+        DriveError: it is something else (a pipe would never end), or may not be read.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise DriveError(f"{path} is not a regular file", "restore the file from the dataset")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise DriveError(f"{path} cannot be read: {error.strerror}", "check its permissions, or the disk") from error
 
 
 def calibration_sha256(infos: Iterable[FrameInfo], cameras: Iterable[str]) -> str:
@@ -183,12 +191,21 @@ def _exact_view(view: CameraView) -> list[object]:
     return [view.name, view.stamp_ns, view.width_px, view.height_px, *map(_exact, numbers)]
 
 
-def part_id(recipe: Recipe, infos: Iterable[FrameInfo], sources: Sources, calibration: str) -> str:
-    """The part's name: 32 hexadecimal digits of the hash of all that its bytes depend on."""
+def part_id(recipe: Recipe, infos: Iterable[FrameInfo], position: int, sources: Sources, calibration: str) -> str:
+    """The part's name: 32 hexadecimal digits of the hash of all that its bytes depend on.
+
+    Args:
+        recipe: the store's.
+        infos: the part's frames, consecutive in their scene.
+        position: place of the first one in the scene, as the drive lists it.
+        sources: their sensor files.
+        calibration: see `calibration_sha256`.
+    """
     identity = {
         "schema": SCHEMA_VERSION,
         "recipe": recipe.digest(),
         "frames": [str(info.key) for info in infos],
+        "position": position,
         "sources": sources.sha256,
         "missing": list(sources.missing),
         "calibration": calibration,

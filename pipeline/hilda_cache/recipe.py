@@ -16,7 +16,7 @@ from hilda_cache.geometry import MIN_DEPTH_M, OCCLUSION
 from hilda_cache.ground import GROUND
 from hilda_cache.images import prepare, read_image
 from hilda_cache.parts import default_part_frames, plan_parts, select_cameras
-from hilda_cache.request import ExtractRequest, open_drive_once
+from hilda_cache.request import ASKED, ExtractRequest, open_drive_once
 from hilda_cache.teachers import Teacher
 from hilda_cache.teachers.info import teacher_info
 from hilda_cache.teachers.precision import choose_precision
@@ -30,8 +30,6 @@ from hilda_schema.manifest import (
     SelectionInfo,
     TeacherInfo,
 )
-
-ASKED = "asked for"
 
 
 def resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
@@ -50,7 +48,7 @@ def resolve_recipe(request: ExtractRequest, settled: Recipe | None) -> Recipe:
     infos = tuple(_settle(teacher, _known(settled, teacher), request, drive, cameras) for teacher in teachers)
     return Recipe(
         dataset=DatasetInfo(
-            name=drive.dataset, version=drive.version, options=dict(request.drive.options), cameras=cameras
+            name=drive.dataset, version=drive.version, options=request.drive.recorded_options(), cameras=cameras
         ),
         selection=SelectionInfo(scenes=request.selection.scenes, frames=request.selection.frames),
         teachers=infos,

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hilda_cache.drives import Drive, open_drive
+from hilda_cache.drives import READER, Drive, open_drive, own_reader, recorded_reader
 from hilda_schema.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from hilda_schema.manifest import DatasetInfo
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+ASKED = "asked for"
+"""Ends the recorded reason of a precision that somebody chose, which nothing was measured for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +33,43 @@ class DriveSpec:
     options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of_store(cls, dataset: DatasetInfo, root: Path) -> DriveSpec:
-        """The drive that a store was made from, where it lies now."""
-        return cls(dataset.name, str(root.resolve()), tuple(sorted(dataset.options.items())))
+    def of_store(cls, dataset: DatasetInfo, root: Path, reader: str | None = None) -> DriveSpec:
+        """The drive that a store was made from, where it lies now.
+
+        Args:
+            dataset: as the store's recipe says it.
+            root: the raw dataset.
+            reader: where the user's own reader lies, which the store cannot know; None for a dataset of this package.
+
+        Raises:
+            UsageError: the store was made with a user's own reader and none is given, or the other way round.
+        """
+        options = dict(dataset.options)
+        own = options.pop(READER, "")
+        if own and reader is None:
+            raise UsageError(f"the store was made with a reader of its own, {own}", "name it with --dataset")
+        if reader is not None and reader != dataset.name and not own:
+            raise UsageError(f"the store was made from {dataset.name}, not {reader}", "leave --dataset out")
+        name = with_absolute_path(reader) if own and reader else dataset.name
+        return cls(name, str(root.resolve()), tuple(sorted(options.items())))
 
     def open(self) -> Drive:
         """Open the drive; see `open_drive` for the errors."""
         return open_drive(self.dataset, self.root, **dict(self.options))
+
+    def recorded_options(self) -> dict[str, str]:
+        """The options as a store keeps them: the reader's, and which reader it was where it is a user's own."""
+        return dict(self.options) | recorded_reader(self.dataset)
+
+
+def with_absolute_path(dataset: str) -> str:
+    """The name of a dataset, or of a user's reader as every process finds it.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    code = own_reader(dataset)
+    return dataset if code is None else code.text
 
 
 @lru_cache(maxsize=1)

@@ -108,7 +108,7 @@ def extract_part(request: ExtractRequest, recipe: Recipe, store: str, plan: Part
     if sources.missing and request.missing == "fail":
         raise missing_sensor(infos, sources)
     calibration = calibration_sha256(infos, cameras)
-    name = part_id(recipe, infos, sources, calibration)
+    name = part_id(recipe, infos, plan.start, sources, calibration)
     if entry := existing_part(Path(store), name, recipe.digest()):
         return PartOutcome(entry, reused=True, images=0, seconds=dict(watch.seconds))
 
@@ -119,7 +119,8 @@ def extract_part(request: ExtractRequest, recipe: Recipe, store: str, plan: Part
         part=name,
         scene=plan.scene,
         camera_sizes_px=camera_sizes_px(infos, cameras),
-        frames=tuple(frames),
+        # Where each frame stands in its scene: a store of some frames only then knows which ones are neighbours.
+        frames=tuple(replace(frame, position=plan.start + k) for k, frame in enumerate(frames)),
         sources=sources.sha256,
         calibration_sha256=calibration,
     )

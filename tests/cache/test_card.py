@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from hilda_cache.card import card_json, card_text, totals
+from hilda_cache.reshape.forget import forget
+from hilda_cache.reshape.subset import Cut, subset
 from hilda_schema import open_cache
 from hilda_schema.testing import tiny_cache
 
@@ -64,3 +66,12 @@ def test_an_unfinished_store_counts_what_is_there(tmp_path: Path, gone: int) -> 
     assert sums["frames"] == len(list(cache))
     assert sums["bytes"] == sum(path.stat().st_size for part in kept for path in part.rglob("*") if path.is_file())
     assert f"not complete yet: {len(kept)} of {len(parts)} parts" in card_text(cache)
+
+
+def test_the_text_tells_what_a_store_was_made_from(tmp_path: Path) -> None:
+    source = tiny_cache(tmp_path / "cache", points=40)
+    subset(str(source), tmp_path / "cut", Cut(cameras=("BACK",)), "--cameras BACK")
+    forget(tmp_path / "cut", ["scene-0000"], [], "ticket 7")
+    text = card_text(open_cache(tmp_path / "cut"))
+    assert "  made by   forget of sha256:" in text
+    assert "  removed   5 frames: ticket 7" in text

@@ -129,23 +129,24 @@ def test_id_changes_with_each_thing_that_the_bytes_depend_on(tmp_path: Path) -> 
     sources = Sources({"0.bin": "aa", "front.jpg": "bb"}, ())
     calibration = calibration_sha256(infos, ("front", "back"))
     ids = {
-        part_id(recipe(), infos, sources, calibration),
-        part_id(recipe(), infos[:1], sources, calibration),
-        part_id(recipe(), infos, Sources({"0.bin": "aa", "front.jpg": "cc"}, ()), calibration),
-        part_id(recipe(), infos, Sources({"0.bin": "aa"}, ("front.jpg",)), calibration),
-        part_id(recipe(), infos, sources, calibration_sha256(infos, ("front",))),
-        part_id(recipe(teachers=(teacher(weights_sha256="1" * 64),)), infos, sources, calibration),
-        part_id(recipe(teachers=(teacher(precision="bfloat16"),)), infos, sources, calibration),
-        part_id(recipe(encoding=EncodingInfo(dtype="int8")), infos, sources, calibration),
-        part_id(recipe(store_points=False), infos, sources, calibration),
+        part_id(recipe(), infos, 0, sources, calibration),
+        part_id(recipe(), infos[:1], 0, sources, calibration),
+        part_id(recipe(), infos, 1, sources, calibration),
+        part_id(recipe(), infos, 0, Sources({"0.bin": "aa", "front.jpg": "cc"}, ()), calibration),
+        part_id(recipe(), infos, 0, Sources({"0.bin": "aa"}, ("front.jpg",)), calibration),
+        part_id(recipe(), infos, 0, sources, calibration_sha256(infos, ("front",))),
+        part_id(recipe(teachers=(teacher(weights_sha256="1" * 64),)), infos, 0, sources, calibration),
+        part_id(recipe(teachers=(teacher(precision="bfloat16"),)), infos, 0, sources, calibration),
+        part_id(recipe(encoding=EncodingInfo(dtype="int8")), infos, 0, sources, calibration),
+        part_id(recipe(store_points=False), infos, 0, sources, calibration),
     }
-    assert len(ids) == 9
+    assert len(ids) == 10
 
 
 def test_id_does_not_depend_on_which_other_parts_were_asked_for(tmp_path: Path) -> None:
     infos, sources = [frame(tmp_path, 0)], Sources({}, ())
     other = recipe(selection=SelectionInfo(scenes=("s",), frames="0:1"))
-    assert part_id(recipe(), infos, sources, "c") == part_id(other, infos, sources, "c")
+    assert part_id(recipe(), infos, 0, sources, "c") == part_id(other, infos, 0, sources, "c")
 
 
 @pytest.mark.parametrize(

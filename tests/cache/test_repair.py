@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hilda_cache.commands import repair
 from hilda_cache.lock import NAME, locked
+from hilda_cache.reshape.commands import repair
 from hilda_schema import open_cache
 from hilda_schema.errors import CacheConflict, CacheCorrupt, UsageError
 from hilda_schema.testing import tiny_cache, validate
@@ -22,7 +22,7 @@ def test_a_damaged_root_comes_back_from_the_parts(tmp_path: Path) -> None:
         open_cache(store)
     command, told = caught.value.remedy.split(": ")[1].rsplit(" ", 1)
     assert command == "hilda-cache repair"
-    repair(told)
+    repair(told, drop_damaged=False)
     validate(store)
     assert open_cache(store).manifest.root_sha256 == root_sha256
     assert not (store / NAME).exists()
@@ -32,11 +32,11 @@ def test_it_writes_beside_nobody_and_only_to_a_cache_that_is_here(tmp_path: Path
     store = tiny_cache(tmp_path / "cache", scenes=1, frames=3)
     before = (store / "manifest.json").read_bytes()
     with locked(store), pytest.raises(CacheConflict, match="being written"):
-        repair(str(store))
+        repair(str(store), drop_damaged=False)
     assert (store / "manifest.json").read_bytes() == before
     for elsewhere in (tmp_path / "nowhere", tmp_path, "s3://bucket/cache"):
         with pytest.raises(UsageError, match="no folder of parts"):
-            repair(str(elsewhere))
+            repair(str(elsewhere), drop_damaged=False)
 
 
 def test_it_does_not_vouch_for_a_damaged_part(tmp_path: Path) -> None:
@@ -44,4 +44,4 @@ def test_it_does_not_vouch_for_a_damaged_part(tmp_path: Path) -> None:
     shard = next(store.rglob("vit/global/c.0.0.0"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(CacheCorrupt, match=r"vit/global/c\.0\.0\.0"):
-        repair(str(store))
+        repair(str(store), drop_damaged=False)
