@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from hilda_schema.durable import write_atomically
 from hilda_schema.errors import HildaError, TrainError
 from hilda_schema.reader import open_cache
 from hilda_train.config import apply_set, dump_effective
 from hilda_train.recipes import load_recipe
-from hilda_train.run import check_same_run, describe_caches, held, read_config, read_run, start_run, write_atomically
+from hilda_train.run import check_same_run, describe_caches, held, read_config, read_run, start_run
 
 
 @pytest.fixture(scope="module")

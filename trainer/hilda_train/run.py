@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hilda_schema.durable import sync
+from hilda_schema.durable import PARTIAL, write_atomically
 from hilda_schema.errors import TrainError
 from hilda_schema.reader import Cache
 from hilda_train.config import FitConfig, differences, dump_effective, from_mapping
@@ -24,7 +24,6 @@ from hilda_train.config.strict_yaml import parse
 from hilda_train.environment import environment
 
 CONFIG, RUN, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
-PARTIAL = ".partial"
 _UNFINISHED = {RUN, RUN + PARTIAL, CONFIG + PARTIAL}  # all that a start which was cut short can leave
 
 
@@ -134,12 +133,3 @@ def _which(before: list[Any], now: list[Any]) -> str:
         return f"{len(before)} caches then, {len(now)} now"
     old, new = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
     return f"{json.dumps(old)} then, {json.dumps(new)} now"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all; one process at a time."""
-    temporary = path.with_name(path.name + PARTIAL)
-    temporary.write_bytes(data)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 MAX_COLUMNS = 3  # of cameras, and of blocks
-GAP, PAGE = 0.06, 16.0  # inches
-HEADER, HEADING, FOOTER = 0.42, 0.28, 0.30
-WIDE_ASPECT = 0.5  # height to width of the view from above where it lies below the cameras
+PAGE, COLUMN = 7.0, 3.5  # inches: the text and a column of a paper, so that words keep their size in print
+GAP = 0.03
+HEADER, HEADING, FOOTER = 0.2, 0.18, 0.16
+WIDE_ASPECT = 0.5  # height to width of the view from above where it lies below the cameras, and of the perspective
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,11 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The panels of one layer."""
+    """The panels of one layer, below its heading."""
 
     heading: Box
     cameras: dict[str, Box]
-    above: Box | None  # the view from above
+    sweep: Box | None  # the sweep from above, or in perspective
     is_wide: bool  # the view from above lies below the cameras
 
 
@@ -37,6 +38,7 @@ class Block:
 class Page:
     """A page with one block for each layer."""
 
+    width: float
     height: float
     blocks: tuple[Block, ...]
 
@@ -70,25 +72,46 @@ def _place(name: str) -> tuple[int, int] | None:
 
 
 def paginate(sizes_px: Mapping[str, tuple[int, int]], blocks: int, has_points: bool) -> Page:
-    """Lay out a page.
+    """Lay out a page of cameras, and the sweep from above.
 
     Args:
         sizes_px: camera -> (width, height) of its images.
         blocks: how many layers; several lie side by side, at most three in a row.
         has_points: whether there is a view from above.
     """
-    across = min(blocks, MAX_COLUMNS)
-    width = (PAGE - GAP * (across + 1)) / across
     places = arrange([name for name, size in sizes_px.items() if min(size) > 0])
     aspect = _common_aspect(sizes_px)
+    return _fill(
+        PAGE,
+        blocks,
+        min(blocks, MAX_COLUMNS),
+        lambda left, top, width: _block(left, top, width, places, aspect, has_points, is_wide=blocks > 1),
+    )
+
+
+def paginate_sweeps(blocks: int, *, in_perspective: bool) -> Page:
+    """Lay out a page of sweeps alone: from above in squares as wide as a column, or in perspective."""
+
+    def block(left: float, top: float, width: float) -> Block:
+        height = width * (WIDE_ASPECT if in_perspective else 1.0)
+        return Block(Box(left, top, width, HEADING), {}, Box(left, top + HEADING, width, height), in_perspective)
+
+    across = min(blocks, 2 if in_perspective else MAX_COLUMNS)
+    return _fill(COLUMN if blocks == 1 and not in_perspective else PAGE, blocks, across, block)
+
+
+def _fill(page: float, blocks: int, across: int, block: Callable[[float, float, float], Block]) -> Page:
+    """Blocks from left to right and from top to bottom."""
+    width = (page - GAP * (across + 1)) / across
     laid: list[Block] = []
     top = HEADER
     for number in range(blocks):
         column = number % across
         if number and column == 0:
             top += _height(laid[-1])
-        laid.append(_block(GAP + column * (width + GAP), top, width, places, aspect, has_points, is_wide=blocks > 1))
-    return Page(top + _height(laid[-1]) + FOOTER, tuple(laid))
+        laid.append(block(GAP + column * (width + GAP), top, width))
+    lines = 2 if page == COLUMN else 1
+    return Page(page, top + _height(laid[-1]) + lines * FOOTER, tuple(laid))
 
 
 def _common_aspect(sizes_px: Mapping[str, tuple[int, int]]) -> float:
@@ -97,8 +120,8 @@ def _common_aspect(sizes_px: Mapping[str, tuple[int, int]]) -> float:
 
 
 def _height(block: Block) -> float:
-    boxes = [*block.cameras.values(), *([block.above] if block.above else [])]
-    return max((box.top + box.height for box in boxes), default=block.heading.top) - block.heading.top + GAP
+    boxes = [*block.cameras.values(), *([block.sweep] if block.sweep else [])]
+    return max((box.top + box.height for box in boxes), default=block.heading.top + HEADING) - block.heading.top + GAP
 
 
 def _block(
@@ -112,8 +135,8 @@ def _block(
     is_wide: bool,
 ) -> Block:
     """Cameras in a grid of equal cells; beside them a square as high as all rows, or below them a wide rectangle."""
-    heading = Box(left, top, width, HEADING if is_wide else 0.0)
-    top += heading.height
+    heading = Box(left, top, width, HEADING)
+    top += HEADING
     rows = 1 + max((row for row, _ in places.values()), default=-1)
     columns = 1 + max((column for _, column in places.values()), default=-1)
     beside = has_points and not is_wide
@@ -128,9 +151,9 @@ def _block(
     if not has_points:
         return Block(heading, boxes, None, is_wide)
     if is_wide:
-        above = Box(left, top + height + GAP, width, width * WIDE_ASPECT)
+        sweep = Box(left, top + height + GAP, width, width * WIDE_ASPECT)
     elif rows:
-        above = Box(left + width - height, top, height, height)
+        sweep = Box(left + width - height, top, height, height)
     else:
-        above = Box(left, top, width, width)
-    return Block(heading, boxes, above, is_wide)
+        sweep = Box(left, top, width, width)
+    return Block(heading, boxes, sweep, is_wide)

@@ -1,50 +1,78 @@
-"""Draws a picture from plain arrays: coloured points over each camera, and from above.
-
-Only matplotlib's figure objects are used, never pyplot: nothing global is changed, and the same input gives the same
-bytes wherever the same version of matplotlib is installed.
-
-Legend: N points, P pairs, n pairs of one camera.
-"""
+"""Composes a picture of one frame from panels, as a PNG file."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
-from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from hilda_cache.show.layout import PAGE, Block, Box, paginate
+from hilda_cache.show import panels
+from hilda_cache.show.layout import COLUMN, FOOTER, HEADING, Block, Box, Page, paginate, paginate_sweeps
+from hilda_cache.show.paint import Paint, some_pairs
+from hilda_cache.show.viewpoint import ground_height_m
 from hilda_schema.content import Pairs
+from hilda_schema.style import LABEL, PAPER, SOFT
+from hilda_schema.viewpoint import forward_quarter, turn_about
 
-DPI = 150  # 2400 pixels wide
-FONT = "DejaVu Sans"  # comes with matplotlib
-PAPER, PANEL, FAINT, TEXT, UNSEEN = "#0d1117", "#161b22", "#484f58", "#e6edf3", "#30363d"
-DIM, GREY_SHARE = 0.6, 0.65  # the image behind the points: darker, and mostly grey so that hues belong to features
-NEAR_M, SPARSE = 8.0, 4000
-POINT, POINT_LIMITS = 0.008, (0.003, 0.012)
-"""Diameter of a point at `NEAR_M`, one of `SPARSE` in its panel, over the square root of the panel's area."""
-REACH_M = (15.0, 60.0)  # the view from above shows at least, at most
-RINGS_M = (10, 20, 40)
+DPI = 300  # a page is 2100 pixels wide
+MARGIN = 0.06  # inches, left and right of words
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What all pictures of a frame have in common. Legend: N points."""
+
+    key: str
+    camera_sizes_px: Mapping[str, tuple[int, int]]  # in the order of `pairs.camera`; (0, 0) for one that is absent
+    pairs: Pairs  # all of the frame
+    images: Mapping[str, NDArray[np.uint8]]  # camera -> (H, W, 3) RGB
+    xyz_m: NDArray[np.float32] | None  # (N, 3) LiDAR frame; None: the store has no points
+    ground: NDArray[np.bool_] | None  # (N,)
+
+    @cached_property
+    def quarters(self) -> int:
+        """Quarter turns from the LiDAR's x axis to forwards."""
+        assert self.xyz_m is not None
+        return forward_quarter(list(self.camera_sizes_px), self.pairs, self.xyz_m)
+
+    def turned_m(self, *, forwards_up: bool) -> NDArray[np.float32]:
+        """(N, 2) the sweep as a map, forwards to the right or up."""
+        assert self.xyz_m is not None
+        return turn_about(self.xyz_m, int(forwards_up) - self.quarters)
+
+    @cached_property
+    def over_ground_m(self) -> NDArray[np.float32]:
+        """(N, 3) x forwards, y left, z over the road around the vehicle."""
+        assert self.xyz_m is not None
+        assert self.ground is not None
+        height_m = self.xyz_m[:, 2] - np.float32(ground_height_m(self.xyz_m, self.ground))
+        return np.concatenate([self.turned_m(forwards_up=False), height_m[:, np.newaxis]], axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """All that is drawn."""
+    """All that is drawn on one page."""
 
     title: str
-    caption: str
-    camera_sizes_px: Mapping[str, tuple[int, int]]  # in the order of `pairs.camera`; (0, 0) for one that is absent
-    pairs: Pairs
-    colours: Mapping[str, NDArray[np.float64]]  # heading -> (P, 3) in 0..1; one block of panels each
-    images: Mapping[str, NDArray[np.uint8]]  # camera -> (H, W, 3) RGB
-    xyz_m: NDArray[np.float32] | None  # (N, 3) LiDAR frame; None: no view from above
+    scene: Scene
+    paints: tuple[Paint, ...]  # one block of panels each
+    sweep_alone: bool = False
+    in_perspective: bool = False  # the sweep, where it is alone
+
+    @property
+    def page(self) -> Page:
+        """Where everything goes."""
+        if self.sweep_alone:
+            return paginate_sweeps(len(self.paints), in_perspective=self.in_perspective)
+        return paginate(self.scene.camera_sizes_px, len(self.paints), self.scene.xyz_m is not None)
 
 
 def draw(picture: Picture) -> bytes:
@@ -53,151 +81,75 @@ def draw(picture: Picture) -> bytes:
     Returns:
         The bytes of a PNG file, without date or program in it.
     """
-    page = paginate(picture.camera_sizes_px, len(picture.colours), picture.xyz_m is not None)
-    figure = Figure(figsize=(PAGE, page.height), dpi=DPI, facecolor=PAPER)
+    page = picture.page
+    figure = new_figure(page.width, page.height)
+    panels.write(figure, MARGIN, 0.11, picture.title, 7.5, weight="bold")
+    for block, paint in zip(page.blocks, picture.paints, strict=True):
+        _draw_block(figure, block, paint, picture)
+    note = "; ".join(dict.fromkeys(paint.note for paint in picture.paints))
+    last = page.height - 0.07
+    if page.width == COLUMN:
+        panels.write(figure, MARGIN, last - FOOTER, picture.scene.key, panels.TINY, color=SOFT)
+        panels.write(figure, MARGIN, last, note, panels.TINY, color=SOFT)
+    else:
+        panels.write(figure, MARGIN, last, picture.scene.key, panels.TINY, color=SOFT)
+        panels.write(figure, page.width - MARGIN, last, note, panels.TINY, color=SOFT, ha="right")
+    return saved(figure)
+
+
+def new_figure(width: float, height: float, dpi: float = DPI) -> Figure:
+    """A blank page; inches."""
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor=PAPER)
     FigureCanvasAgg(figure)
-    _write(figure, Box(0.12, 0.21, 0, 0), picture.title, 13, weight="bold")
-    _write(figure, Box(0.12, page.height - 0.15, 0, 0), picture.caption, 8.5)
-    for block, (heading, colours) in zip(page.blocks, picture.colours.items(), strict=True):
-        _draw_block(figure, block, heading, picture, colours)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, facecolor=PAPER, metadata={"Software": None})
-    return png.getvalue()
+    return figure
 
 
-def _draw_block(figure: Figure, block: Block, heading: str, picture: Picture, colours: NDArray[np.float64]) -> None:
-    if block.heading.height:
-        middle = Box(block.heading.left + 0.06, block.heading.top + block.heading.height / 2, 0, 0)
-        _write(figure, middle, heading, 11, weight="bold")
-    for number, (name, size_px) in enumerate(picture.camera_sizes_px.items()):
-        if name in block.cameras:
-            mine = picture.pairs.camera == number
-            box = block.cameras[name]
-            axes = _axes(figure, box, name)
-            _draw_image(axes, size_px, picture.images.get(name))
-            uv_px, depth_m = picture.pairs.uv_px[mine], picture.pairs.depth_m[mine]
-            _draw_points(axes, 72 * (box.width * box.height) ** 0.5, uv_px, depth_m, colours[mine])
-    if block.above is not None and picture.xyz_m is not None:
-        cameras = list(picture.camera_sizes_px)
-        axes = _axes(figure, block.above, f"from above, forwards {'right' if block.is_wide else 'up'}")
-        turns = forward_quarter(cameras, picture.pairs, picture.xyz_m) - (0 if block.is_wide else 1)
-        _draw_above(axes, block.above, turn_about(picture.xyz_m, -turns), picture.pairs.point, colours)
-        axes.plot(0, 0, marker=">" if block.is_wide else "^", markersize=7, color=TEXT, zorder=4)
+def saved(figure: Figure, kind: str = "png", **options: Any) -> bytes:
+    """The bytes of a picture file."""
+    stream = io.BytesIO()
+    if kind == "png":
+        options["metadata"] = {"Software": None}
+    figure.savefig(stream, format=kind, dpi=figure.dpi, facecolor=figure.get_facecolor(), **options)
+    return stream.getvalue()
 
 
-def _write(figure: Figure, at: Box, text: str, size: float, weight: str = "normal") -> None:
-    x, y = at.left / figure.get_figwidth(), 1 - at.top / figure.get_figheight()
-    figure.text(x, y, text, fontsize=size, family=FONT, weight=weight, color=TEXT, va="center", parse_math=False)
+def _draw_block(figure: Figure, block: Block, paint: Paint, picture: Picture) -> None:
+    panels.write(figure, block.heading.left + 0.03, block.heading.top + HEADING / 2, paint.heading, 6.5)
+    panels.draw_legend(figure, block.heading, paint.legend)
+    for name, box in block.cameras.items():
+        draw_camera_panel(panels.panel(figure, box, name), box, picture.scene, paint, name)
+    if block.sweep is None:
+        return
+    if picture.in_perspective:
+        draw_perspective_panel(panels.panel(figure, block.sweep), block.sweep, picture.scene, paint)
+    else:
+        words = f"from above, forwards {'right' if block.is_wide else 'up'}"
+        axes = panels.panel(figure, block.sweep, words)
+        draw_map_panel(axes, block.sweep, picture.scene, paint, forwards_up=not block.is_wide)
 
 
-def _axes(figure: Figure, box: Box, name: str) -> Axes:
-    """A panel with its name in the upper left corner and no frame, ticks or margins."""
-    width, height = figure.get_figwidth(), figure.get_figheight()
-    place = (box.left / width, 1 - (box.top + box.height) / height, box.width / width, box.height / height)
-    axes = figure.add_axes(place, facecolor=PANEL)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.text(
-        0.05 / box.width,
-        1 - 0.05 / box.height,
-        name,
-        transform=axes.transAxes,
-        fontsize=8.5,
-        family=FONT,
-        color=TEXT,
-        va="top",
-        zorder=5,
-        parse_math=False,  # names come from datasets and may hold a dollar sign
-        path_effects=[withStroke(linewidth=2, foreground=PAPER)],
-    )
-    return axes
+def draw_camera_panel(axes: Axes, box: Box, scene: Scene, paint: Paint, name: str, *, behind: bool = True) -> None:
+    """One camera's points; `behind`: over its image, where there is one."""
+    mine = np.flatnonzero(paint.pairs.camera == list(scene.camera_sizes_px).index(name))
+    image = scene.images.get(name) if behind else None
+    pairs = some_pairs(paint.pairs, mine)
+    size_px, rgb = scene.camera_sizes_px[name], paint.pair_rgb[mine]
+    panels.draw_camera(axes, box, size_px, image, pairs.uv_px, pairs.depth_m, rgb, pairs.visible)
+    for row in paint.mark.pairs if paint.mark else ():
+        if row in mine:
+            panels.draw_mark(axes, *paint.pairs.uv_px[row])
 
 
-def dim(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Darken (H, W, 3) RGB and take out most of its colour, so that the colours of points stand out."""
-    grey = image @ np.array([0.299, 0.587, 0.114])  # Rec. 601 luma
-    dimmed = DIM * (GREY_SHARE * grey[..., np.newaxis] + (1 - GREY_SHARE) * image)
-    rounded: NDArray[np.uint8] = np.rint(dimmed).astype(np.uint8)
-    return rounded
+def draw_map_panel(axes: Axes, box: Box, scene: Scene, paint: Paint, *, forwards_up: bool) -> None:
+    """The sweep from above."""
+    assert scene.xyz_m is not None
+    xy_m = scene.turned_m(forwards_up=forwards_up)
+    panels.draw_from_above(axes, box, xy_m, scene.xyz_m[:, 2], paint.point_rgb)
+    axes.plot(0, 0, marker="^" if forwards_up else ">", markersize=4, color=LABEL, markeredgewidth=0, zorder=5)
+    if paint.mark:
+        panels.draw_mark(axes, *xy_m[paint.mark.point])
 
 
-def _draw_image(axes: Axes, size_px: tuple[int, int], image: NDArray[np.uint8] | None) -> None:
-    """The dimmed image, or nothing; the panel then spans the image, pixel centres at integers."""
-    left, right, bottom, top = -0.5, size_px[0] - 0.5, size_px[1] - 0.5, -0.5
-    if image is not None:
-        axes.imshow(dim(image), extent=(left, right, bottom, top), interpolation="antialiased")
-    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-
-
-def _draw_points(
-    axes: Axes,
-    scale_pt: float,
-    uv_px: NDArray[np.float64],
-    depth_m: NDArray[np.float32],
-    colours: NDArray[np.float64],
-) -> None:
-    """Points of one camera: nearer ones larger, and over farther ones.
-
-    Args:
-        axes: the panel.
-        scale_pt: square root of its area, in 1/72 inch.
-        uv_px: (n, 2).
-        depth_m: (n,).
-        colours: (n, 3).
-    """
-    order = np.argsort(-depth_m, kind="stable")
-    crowding = min(1.2, (SPARSE / max(len(order), 1)) ** 0.5)
-    share = POINT * crowding * np.sqrt(NEAR_M / np.maximum(depth_m[order], 1e-3))
-    area_pt2 = (scale_pt * np.clip(share, *POINT_LIMITS)) ** 2
-    u, v = uv_px[order].T
-    axes.scatter(u, v, s=area_pt2, c=colours[order], linewidths=0)
-
-
-def forward_quarter(cameras: list[str], pairs: Pairs, xyz_m: NDArray[np.float32]) -> int:
-    """Quarter turns, counter-clockwise from the LiDAR's x axis, to the direction in which the vehicle looks.
-
-    Datasets differ (x in KITTI, y in PandaSet), the front camera does not: forwards is where its points lie.
-    Without a camera that names itself so it is where the first camera looks.
-    """
-    front = [number for number, name in enumerate(cameras) if "front" in name.lower()]
-    ahead = min(front, key=lambda number: len(cameras[number]), default=0)  # "front" before "front_left"
-    rows = pairs.point[pairs.camera == ahead]
-    bearing = np.arctan2(xyz_m[rows, 1], xyz_m[rows, 0], dtype=np.float64)
-    mean = float(np.arctan2(np.sin(bearing).sum(), np.cos(bearing).sum()))
-    return round(mean / (np.pi / 2))
-
-
-def turn_about(xyz_m: NDArray[np.float32], quarters: int) -> NDArray[np.float32]:
-    """(N, 2): x and y, turned counter-clockwise by quarters."""
-    x, y = xyz_m[:, 0], xyz_m[:, 1]
-    return np.stack([(x, y), (-y, x), (-x, -y), (y, -x)][quarters % 4], axis=1)
-
-
-def _draw_above(
-    axes: Axes, box: Box, xy_m: NDArray[np.float32], point: NDArray[np.uint32], colours: NDArray[np.float64]
-) -> None:
-    """Points that a camera sees in the mean of their colours, the others faint.
-
-    Args:
-        axes: the panel.
-        box: its place on the page.
-        xy_m: (N, 2) as they are drawn.
-        point: (P,) row of each pair's point.
-        colours: (P, 3).
-    """
-    count = np.bincount(point, minlength=len(xy_m))
-    seen, unseen = np.flatnonzero(count), np.flatnonzero(count == 0)
-    total = np.stack([np.bincount(point, channel, len(xy_m)) for channel in colours.T], axis=1)
-    axes.scatter(xy_m[unseen, 0], xy_m[unseen, 1], s=0.15, color=UNSEEN, linewidths=0)
-    size_pt2 = min(max(40_000 / max(len(seen), 1), 0.8), 4.0)
-    axes.scatter(xy_m[seen, 0], xy_m[seen, 1], s=size_pt2, c=total[seen] / count[seen, np.newaxis], linewidths=0)
-    far_m = float(np.percentile(np.abs(xy_m[seen]), 95)) if len(seen) else 0.0
-    reach_m = min(max(far_m, REACH_M[0]), REACH_M[1])
-    for radius in RINGS_M:
-        axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor=FAINT, linewidth=0.6, linestyle=(0, (4, 4))))
-        if radius < reach_m:
-            axes.text(0, -radius, f"{radius} m", fontsize=7, family=FONT, color=TEXT, ha="center", va="bottom")
-    shorter = min(box.width, box.height)
-    across_m, up_m = reach_m * box.width / shorter, reach_m * box.height / shorter
-    axes.set(xlim=(-across_m, across_m), ylim=(-up_m, up_m))
+def draw_perspective_panel(axes: Axes, box: Box, scene: Scene, paint: Paint) -> None:
+    """The sweep from behind and above the vehicle."""
+    panels.draw_in_perspective(axes, box, scene.over_ground_m, paint.point_rgb)

@@ -98,3 +98,16 @@ def predict(restored: Restored, clip: Clip) -> Prediction:
         student=everywhere[point].float().numpy(),
         teacher=targets.layers[-1][pairs].numpy(),
     )
+
+
+def disagreement(seen: Prediction) -> NDArray[np.float64]:
+    """(N,) 1 - cos(student, teacher) of each point, the mean over the cameras that see it; NaN where none does."""
+    units = [
+        each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-12) for each in (seen.student, seen.teacher)
+    ]
+    apart = 1 - (units[0].astype(np.float64) * units[1]).sum(axis=1)
+    count = len(seen.xyz_m)
+    pairs = np.bincount(seen.point, minlength=count)
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[np.float64] = np.bincount(seen.point, apart, count) / pairs
+    return mean

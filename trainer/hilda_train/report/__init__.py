@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hilda_schema.durable import write_atomically
 from hilda_schema.errors import TrainError, UsageError
-from hilda_train.run import CONFIG, read_config, read_run, write_atomically
+from hilda_schema.page import page
+from hilda_train.run import CONFIG, read_config, read_run
 from hilda_train.runlog import NAME, read_log
 
 
@@ -39,21 +41,21 @@ def write_report(
         raise TrainError(f"{run} holds no run", "give the folder of `hilda-train fit --out`")
     try:
         import hilda_train.report.sections as sections
+        from hilda_train.report.results import evaluated
     except ModuleNotFoundError as error:
         raise UsageError(f"reports need {error.name}", "pip install 'hilda-lidar[train]'") from error
-    from hilda_train.report.page import page
 
     lines = read_log(run / NAME) if (run / NAME).is_file() else []
     if not lines:
         raise TrainError(f"{run} has no curve yet: its {NAME} is empty", "let the run reach train.log_every")
     config, described = read_config(run), read_run(run)
-    parts = [sections.overview(config, described, lines), *sections.attached(pictures), sections.curves(lines)]
-    parts += sections.evaluated(results)
+    attached, evaluations = sections.attached(pictures), evaluated(results)  # what is wrong with them is said first
+    parts = [sections.overview(config, described, lines), *attached, sections.curves(lines), *evaluations]
     if caches:
         parts += sections.what_was_learned(run, caches)
     parts.append(sections.details(run, described))
     try:
-        write_atomically(out, page(f"{run.name}: {config.about}", parts).encode())
+        write_atomically(out, page(f"{run.name}: {config.about}", parts, sections.STYLE).encode())
     except OSError as error:
         raise UsageError(f"cannot write {out}: {error.strerror}", "give a file in a folder that exists") from error
     return out

@@ -1,8 +1,8 @@
-"""The figures of a report, as bytes of PNG files.
+"""The figures of a report and of other evaluations, as bytes of picture files.
 
-Only matplotlib's figure objects are used, never pyplot: nothing global is changed.
+Only matplotlib's figure objects are used, never pyplot: nothing global is changed. The look is that of stage one.
 
-Legend: P pairs, N points, H = W grid cells.
+Legend: n points of a panel, N points of a sweep, H = W grid cells, F frames.
 """
 
 from __future__ import annotations
@@ -10,37 +10,67 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 
+import matplotlib
+import matplotlib.image
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from numpy.typing import NDArray
 
+from hilda_schema.style import (
+    CURVES,
+    DOT,
+    DOT_LIMITS,
+    FONT,
+    GREEN,
+    INK,
+    LABEL,
+    LINE,
+    PANEL,
+    PAPER,
+    RING,
+    RINGS_M,
+    SKY,
+    UNSEEN,
+    VERMILION,
+)
 from hilda_train.evaluate.forecast import Forecast
 
-DPI = 110
-PAPER, PANEL, INK, FAINT = "#0d1117", "#161b22", "#e6edf3", "#484f58"
-LINES = ("#58a6ff", "#f0883e", "#3fb950", "#d2a8ff", "#ff7b72", "#e3b341")
-REACH_M = 50.0  # of a view from above
-
-# What became of a cell: a hit, a false alarm, a miss; and what was not seen.
-HIT, FALSE_ALARM, MISS, UNSEEN = (63, 185, 80), (88, 166, 255), (255, 123, 114), (33, 38, 45)
+DPI = 150
+LOSSY = {"quality": 80, "method": 6}  # of WebP: for points
+LOSSLESS = {"lossless": True, "quality": 80, "method": 6}  # and for curves and cells
+SHADES = 16  # of probability: more would be noise in the eye, and bytes
+Rgb8 = tuple[int, int, int]
 
 
-def draw_curves(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]) -> bytes:
-    """One panel for each curve: name -> (steps, values)."""
-    columns = min(4, len(curves))
-    rows = -(-len(curves) // columns)
-    figure = _figure(3.6 * columns, 2.6 * rows)
-    for number, (name, (steps, values)) in enumerate(curves.items()):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        _style(axes, name)
-        axes.plot(steps, values, color=LINES[number % len(LINES)], linewidth=1.4)
-        axes.set_ylim(bottom=0 if min(values) >= 0 else None)
-        axes.grid(color=FAINT, linewidth=0.4)
-        axes.tick_params(colors=INK, labelsize=8)
-    figure.tight_layout()
-    return _png(figure)
+def _rgb8(colour: str) -> Rgb8:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+# What became of a cell: a hit, a false alarm, a miss; what was not seen, and what was free.
+HIT, FALSE_ALARM, MISS, UNOBSERVED_CELL = _rgb8(GREEN), _rgb8(SKY), _rgb8(VERMILION), _rgb8(UNSEEN)
+FREE_CELL, OCCUPIED_CELL = _rgb8(PANEL), (255, 255, 255)
+OUTCOMES = (
+    ("#ffffff", "occupied"),
+    (GREEN, "foreseen rightly"),
+    (SKY, "foreseen, but free"),
+    (VERMILION, "missed"),
+    (UNSEEN, "not seen by the sweep"),
+)
+
+
+def draw_curve(name: str, steps: Sequence[int], values: Sequence[float]) -> bytes:
+    """One curve over the steps, as a WebP file."""
+    figure = _figure(3.6, 2.3)
+    axes = figure.add_subplot()
+    _style(axes, name)
+    axes.plot(steps, values, color=CURVES[0], linewidth=1.3)
+    axes.set_ylim(bottom=0 if min(values) >= 0 else None)
+    axes.set_xlabel("step", fontsize=7.5, family=FONT, color=INK)
+    figure.tight_layout(pad=0.4)
+    return _webp(figure, LOSSLESS)
 
 
 def draw_families(rows: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[int], Sequence[float]]]]]) -> bytes:
@@ -53,86 +83,121 @@ def draw_families(rows: Mapping[str, Mapping[str, Mapping[str, tuple[Sequence[in
             axes = figure.add_subplot(len(rows), columns, row * columns + column + 1)
             _style(axes, f"{heading}: {title}")
             for name, (steps, values) in curves.items():
-                colour = LINES[names.index(name) % len(LINES)]
+                colour = CURVES[names.index(name) % len(CURVES)]
                 axes.plot(steps, values, color=colour, linewidth=1.4, marker="o", markersize=3, label=name)
             axes.margins(y=0.15)
-            axes.grid(color=FAINT, linewidth=0.4)
-            axes.tick_params(colors=INK, labelsize=8)
-            axes.legend(fontsize=7, facecolor=PANEL, edgecolor=FAINT, labelcolor=INK)
+            axes.legend(fontsize=7, edgecolor=LINE, labelcolor=INK)
     figure.tight_layout()
     return _png(figure)
 
 
-def draw_features(
-    cameras: Mapping[str, tuple[tuple[int, int], NDArray[np.floating], Mapping[str, NDArray[np.float64]]]],
-    xyz_m: NDArray[np.float32],
-    above: Mapping[str, NDArray[np.float64]],
-    seen: NDArray[np.bool_],
-) -> bytes:
-    """Teacher and student side by side, at the pixels of each camera and from above.
+def draw_camera(size_px: tuple[int, int], uv_px: NDArray[np.floating], rgb: NDArray[np.float64]) -> bytes:
+    """Points at the pixels of one camera, as a WebP file.
 
     Args:
-        cameras: name -> ((width, height) in pixels, (P, 2) pixels (u, v), heading -> (P, 3) colours).
-        xyz_m: (N, 3) LiDAR frame.
-        above: heading -> (N, 3) colours of all points; a heading whose points are not all known has NaN rows.
-        seen: (N,) whether a camera sees the point.
+        size_px: width and height of the image, which is not there: stage two opens none.
+        uv_px: (n, 2).
+        rgb: (n, 3).
     """
-    headings = list(above)
-    columns = 2 * len(headings)
-    rows = -(-len(cameras) // 2)
-    figure = _figure(4.0 * columns, 2.4 * rows + 8.2)
-    grid = figure.add_gridspec(
-        rows + 1, columns, height_ratios=[2.4] * rows + [8.0], wspace=0.02, hspace=0.12,
-        left=0.01, right=0.99, top=0.97, bottom=0.01,
-    )  # fmt: skip
-    for number, (name, (size_px, uv_px, colours)) in enumerate(cameras.items()):
-        row, side = divmod(number, 2)
-        for k, heading in enumerate(headings):
-            axes = figure.add_subplot(grid[row, side * len(headings) + k])
-            _style(axes, f"{name}: {heading}")
-            _blank(axes)
-            axes.set(xlim=(-0.5, size_px[0] - 0.5), ylim=(size_px[1] - 0.5, -0.5), aspect="equal")
-            axes.scatter(uv_px[:, 0], uv_px[:, 1], s=2.5, c=colours[heading], linewidths=0)
-    for k, heading in enumerate(headings):
-        axes = figure.add_subplot(grid[rows, 2 * k : 2 * k + 2])
-        _style(axes, f"from above: {heading}")
-        _blank(axes)
-        axes.set(xlim=(REACH_M, -REACH_M), ylim=(-REACH_M, REACH_M), aspect="equal")  # x up, y to the left
-        known = np.isfinite(above[heading]).all(axis=1)
-        for chosen, size in ((known & ~seen, 0.8), (known & seen, 1.6)):
-            axes.scatter(xyz_m[chosen, 1], xyz_m[chosen, 0], s=size, c=above[heading][chosen], linewidths=0)
-        axes.plot(0, 0, marker="^", markersize=6, color=INK)
-    return _png(figure)
+    figure = _figure(3.0, 3.0 * size_px[1] / size_px[0])
+    axes = _panel(figure)
+    axes.set(xlim=(-0.5, size_px[0] - 0.5), ylim=(size_px[1] - 0.5, -0.5))
+    _dots(axes, uv_px, rgb)
+    return _webp(figure, LOSSY)
 
 
-def draw_forecasts(forecasts: Sequence[Forecast]) -> bytes:
-    """For each forecast the present, the future, what was foreseen, and hits and misses of both forecasts."""
+def draw_sweep(
+    xy_m: NDArray[np.floating], height_m: NDArray[np.floating], rgb: NDArray[np.float64], reach_m: float
+) -> bytes:
+    """A sweep from above, as a WebP file: higher points over lower ones.
+
+    Args:
+        xy_m: (N, 2) to the right and up, about the vehicle.
+        height_m: (N,) any zero.
+        rgb: (N, 3), NaN for a point that has no colour: it is faint and lies below.
+        reach_m: half the side of the square that is shown.
+    """
+    figure = _figure(4.0, 4.0)
+    axes = _panel(figure)
+    coloured = np.isfinite(rgb).all(axis=1)
+    shown = np.flatnonzero(coloured)
+    shown = shown[np.argsort(height_m[shown], kind="stable")]
+    _dots(axes, xy_m[~coloured], None)
+    _dots(axes, xy_m[shown], rgb[shown])
+    for radius in RINGS_M:
+        axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor=RING, linewidth=0.5, linestyle=(0, (4, 4))))
+        if radius < reach_m:
+            axes.text(0, -radius, f"{radius} m", fontsize=9, family=FONT, color=LABEL, ha="center", va="center")
+    axes.plot(0, 0, marker="^", markersize=5, color=LABEL, markeredgewidth=0)
+    axes.set(xlim=(-reach_m, reach_m), ylim=(-reach_m, reach_m))
+    return _webp(figure, LOSSY)
+
+
+def mapped(values: NDArray[np.floating], colour_map: str, low: float, high: float) -> NDArray[np.float64]:
+    """(n, 3) colours of values by a colour map from `low` to `high`; NaN stays NaN."""
+    rgb: NDArray[np.float64] = matplotlib.colormaps[colour_map](np.clip((values - low) / (high - low), 0, 1))[:, :3]
+    rgb[np.isnan(values)] = np.nan
+    return rgb
+
+
+def draw_forecasts(forecasts: Sequence[Forecast], quarters: int = 0, *, webp: bool = False) -> bytes:
+    """For each forecast the present, the future, what was foreseen, and hits and misses of both.
+
+    Args:
+        forecasts: a row each.
+        quarters: see `upright`.
+        webp: as a WebP file instead of a PNG file.
+    """
     titles = ("t0: occupied now", "t1: what came", "foreseen (probability)", "model", "carried forward")
-    figure = _figure(3.1 * len(titles), 3.3 * len(forecasts))
+    figure = _figure(2.1 * len(titles), 2.25 * len(forecasts))
     for row, each in enumerate(forecasts):
         panels = (
-            _coloured(each.present == 1, each.present != 2),
-            _coloured(each.truth == 1, each.observed),
-            _shades(each.probability, each.observed),
-            outcome(each.foreseen, each),
+            *cells_of(each),
             outcome(each.carried, each),
         )
         for column, (title, image) in enumerate(zip(titles, panels, strict=True)):
             axes = figure.add_subplot(len(forecasts), len(titles), row * len(titles) + column + 1)
             _style(axes, title if row == 0 else "")
-            _blank(axes)
-            # Row 0 of a grid lies behind the vehicle and column 0 to its right; forwards is up, left is left.
-            axes.imshow(image[::-1, ::-1], interpolation="nearest")
-        figure.axes[-len(titles)].set_ylabel(each.key, color=INK, fontsize=7)
-    figure.tight_layout()
-    return _png(figure)
+            axes.grid(visible=False)
+            axes.set(xticks=[], yticks=[])
+            axes.imshow(upright(image, quarters), interpolation="nearest")
+        figure.axes[-len(titles)].set_ylabel("\n".join(each.key.rsplit("/", 1)), color=INK, fontsize=6, family=FONT)
+    figure.tight_layout(pad=0.5)
+    return _webp(figure, LOSSLESS) if webp else _png(figure)
+
+
+def cells_of(forecast: Forecast) -> tuple[NDArray[np.uint8], ...]:
+    """Four (H, W, 3) maps: occupied now, what came, what was foreseen, and what became of it."""
+    return (
+        _coloured(forecast.present == 1, forecast.present != 2),
+        _coloured(forecast.truth == 1, forecast.observed),
+        _shades(forecast.probability, forecast.observed),
+        outcome(forecast.foreseen, forecast),
+    )
+
+
+def upright(image: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
+    """Turn a map of cells, whose rows follow x and columns y, so that forwards is up and left is left.
+
+    Args:
+        image: (H, W, 3).
+        quarters: turns, counter-clockwise from x, to the direction in which the vehicle looks (`forward_quarter`).
+    """
+    return np.rot90(image[::-1, ::-1], -quarters)
+
+
+def strip(frames: Sequence[NDArray[np.uint8]], quarters: int) -> bytes:
+    """F maps of (H, W, 3) cells below each other, a pixel for a cell, as a WebP file of F * H by W pixels."""
+    stream = io.BytesIO()
+    image = np.ascontiguousarray(np.concatenate([upright(frame, quarters) for frame in frames]))
+    matplotlib.image.imsave(stream, image, format="webp", pil_kwargs=LOSSLESS)
+    return stream.getvalue()
 
 
 def outcome(predicted: NDArray[np.bool_], forecast: Forecast) -> NDArray[np.uint8]:
     """(H, W, 3) what became of each cell: hit, false alarm, miss."""
     truth = forecast.truth == 1
-    image = np.zeros((*truth.shape, 3), np.uint8)
-    image[~forecast.observed] = UNSEEN
+    image = _coloured(np.zeros_like(truth), forecast.observed)
     for mask, colour in (
         (predicted & truth, HIT),
         (predicted & ~truth & forecast.observed, FALSE_ALARM),
@@ -143,15 +208,16 @@ def outcome(predicted: NDArray[np.bool_], forecast: Forecast) -> NDArray[np.uint
 
 
 def _coloured(occupied: NDArray[np.bool_], observed: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    image = np.zeros((*occupied.shape, 3), np.uint8)
-    image[~observed] = UNSEEN
-    image[occupied] = 255
+    image = np.full((*occupied.shape, 3), FREE_CELL, np.uint8)
+    image[~observed] = UNOBSERVED_CELL
+    image[occupied] = OCCUPIED_CELL
     return image
 
 
 def _shades(probability: NDArray[np.float32], observed: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    image = np.repeat((255 * probability.clip(0, 1)).astype(np.uint8)[..., np.newaxis], 3, axis=2)
-    image[~observed] = UNSEEN
+    share = np.rint(probability.clip(0, 1)[..., np.newaxis] * (SHADES - 1)) / (SHADES - 1)
+    image: NDArray[np.uint8] = np.rint((1 - share) * FREE_CELL + share * OCCUPIED_CELL).astype(np.uint8)
+    image[~observed] = UNOBSERVED_CELL
     return image
 
 
@@ -161,18 +227,38 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _style(axes: Axes, title: str) -> None:
-    axes.set_facecolor(PANEL)
-    axes.set_title(title, color=INK, fontsize=8.5, parse_math=False)
-    for spine in axes.spines.values():
-        spine.set_color(FAINT)
-
-
-def _blank(axes: Axes) -> None:
+def _panel(figure: Figure) -> Axes:
+    """A dark panel that fills the figure."""
+    axes = figure.add_axes((0, 0, 1, 1), facecolor=PANEL)
     axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
+
+
+def _dots(axes: Axes, place: NDArray[np.floating], rgb: NDArray[np.float64] | None) -> None:
+    """Points at (n, 2) places, in (n, 3) colours or faint; the more of them, the smaller."""
+    share = DOT_LIMITS[0] if rgb is None else float(np.clip(DOT / max(len(place), 1) ** 0.5, *DOT_LIMITS))
+    area_pt2 = (72 * max(axes.figure.bbox.size) / DPI * share) ** 2  # of the panel, which fills the figure
+    axes.scatter(place[:, 0], place[:, 1], s=area_pt2, c=UNSEEN if rgb is None else rgb, linewidths=0)
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, color=INK, fontsize=8, family=FONT, parse_math=False)
+    axes.grid(color=LINE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, labelsize=7)
+    for spine in axes.spines.values():
+        spine.set_color(LINE)
 
 
 def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", facecolor=PAPER, metadata={"Software": None})
+    return stream.getvalue()
+
+
+def _webp(figure: Figure, options: Mapping[str, object]) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="webp", facecolor=PAPER, pil_kwargs=dict(options))
     return stream.getvalue()
