@@ -7,30 +7,51 @@ from typing import Annotated
 
 import typer
 
+from hilda_cache import completion
+from hilda_cache.reshape import cli as reshape
+from hilda_cache.share import cli as share
+from hilda_schema.command_line import make_app
+from hilda_schema.completion import (
+    folders,
+    layer_list_of_store,
+    teacher_list_of_store,
+    teachers_of_store,
+    words,
+)
 from hilda_schema.errors import UsageError
 from hilda_schema.terminal import EXIT_INCOMPLETE, run
 
-app = typer.Typer(
-    name="hilda-cache",
-    help="Run frozen vision models over a recorded drive once, and keep what every LiDAR point saw.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = make_app(
+    "hilda-cache", "Run frozen vision models over a recorded drive once, and keep what every LiDAR point saw."
 )
 
 # Options that `extract` and `plan` share, named once.
 Root = Annotated[Path, typer.Argument(help="Folder of the raw dataset.", show_default=False)]
-Store = Annotated[str, typer.Argument(help="The cache: a folder or a URL.", show_default=False)]
+Store = Annotated[str, typer.Argument(help="The cache: a folder or a URL.", show_default=False, autocompletion=folders)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the cache to write.", show_default=False)]
 Dataset = Annotated[
-    str, typer.Option("--dataset", "-d", help="nuscenes, pandaset, kitti_raw, semantickitti or argoverse2.")
+    str,
+    typer.Option(
+        "--dataset",
+        "-d",
+        help="nuscenes, pandaset, kitti_raw, semantickitti, argoverse2, or your own module:factory, file.py:factory.",
+        show_default=False,
+        autocompletion=words(completion.DATASETS),
+    ),
+]
+OwnReader = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="With --root: your own reader, where the cache was made with one.")
 ]
 DatasetOption = Annotated[
     list[str] | None, typer.Option("--option", help="Reader option KEY=VALUE, e.g. version=v1.0-mini, poses=identity.")
 ]
 Lidar = Annotated[
     str | None,
-    typer.Option(help="Which LiDAR of PandaSet: pandar64, pandargt or both.", show_default="pandar64"),
+    typer.Option(
+        help="Which LiDAR of PandaSet: pandar64, pandargt or both.",
+        show_default="pandar64",
+        autocompletion=words(completion.LIDARS),
+    ),
 ]
 TeacherOption = Annotated[
     list[str],
@@ -51,9 +72,23 @@ Norm = Annotated[
 Scenes = Annotated[str | None, typer.Option(help="Only these scenes: NAME[,NAME...].")]
 Frames = Annotated[str, typer.Option(help="Only frames A:B of each scene.")]
 Cameras = Annotated[str | None, typer.Option(help="Only these cameras: NAME[,NAME...].")]
-Encoding = Annotated[str, typer.Option(help="grid, grid-int8, point or point-int8.")]
-Precision = Annotated[str, typer.Option(help="auto, float32 or bfloat16; auto checks bfloat16 on the drive's images.")]
-Missing = Annotated[str, typer.Option(help="fail, or skip: record missing and unreadable sensor files as absent.")]
+Encoding = Annotated[
+    str, typer.Option(help="grid, grid-int8, point or point-int8.", autocompletion=words(completion.ENCODINGS))
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32 or bfloat16; auto checks bfloat16 on the drive's images.",
+        autocompletion=words(completion.PRECISIONS),
+    ),
+]
+Missing = Annotated[
+    str,
+    typer.Option(
+        help="fail, or skip: record missing and unreadable sensor files as absent.",
+        autocompletion=words(completion.MISSING),
+    ),
+]
 PartFrames = Annotated[int | None, typer.Option(min=1, help="Frames per part; default: about 256 MB of tokens.")]
 NoPoints = Annotated[bool, typer.Option("--no-points", help="Leave the points out, where a licence forbids them.")]
 TrustRemoteCode = Annotated[
@@ -156,7 +191,11 @@ def verify(
     store: Store,
     deep: Annotated[int, typer.Option(min=0, help="Also extract N frames again and compare.")] = 0,
     root: Annotated[Path | None, typer.Option(help="The raw dataset, for --deep.")] = None,
-    teacher: Annotated[list[str] | None, typer.Option("--teacher", "-t", help="[NAME=]SPEC, for --deep.")] = None,
+    dataset: OwnReader = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option("--teacher", "-t", help="[NAME=]SPEC, for --deep. Repeatable.", autocompletion=teachers_of_store),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read everything again and check every checksum and count. Exits with 3 when something is wrong or missing."""
@@ -164,31 +203,54 @@ def verify(
 
     if deep and (root is None or not teacher):
         raise UsageError("--deep needs the drive and the teachers", "add --root FOLDER and --teacher [NAME=]SPEC")
-    sound = commands.verify(store, deep, root, teacher or [], as_json=as_json)
+    sound = commands.verify(store, deep, root, teacher or [], dataset, as_json=as_json)
     raise typer.Exit(0 if sound else EXIT_INCOMPLETE)
 
 
 @app.command()
-def repair(store: Annotated[str, typer.Argument(help="The cache's folder.", show_default=False)]) -> None:
-    """Restore a cache's manifest and table of frames from its sealed parts; no part is touched."""
-    from hilda_cache import commands
+def repair(
+    store: Annotated[str, typer.Argument(help="The cache's folder.", show_default=False)],
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Check every byte first, and remove the parts that are damaged.")
+    ] = False,
+) -> None:
+    """Restore a cache's manifest and table of frames from its sealed parts, and say what to do about lost ones."""
+    from hilda_cache.reshape import commands
 
-    commands.repair(store)
+    commands.repair(store, drop_damaged=drop_damaged)
 
 
 @app.command()
 def show(
     store: Store,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG to write: one view.")] = None,
+    html: Annotated[Path | None, typer.Option(help="HTML page to write: all views and layers, in one file.")] = None,
+    rerun: Annotated[Path | None, typer.Option(help="RRD file to write, for the Rerun viewer.")] = None,
+    view: Annotated[
+        str, typer.Option(help="Of the PNG: cameras, bev, perspective, coverage, occlusion or similarity.")
+    ] = "cameras",
     frame: Annotated[int, typer.Option(min=0, help="Which frame, counted from 0.")] = 0,
-    teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Which teacher; default: the first.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Which layers, side by side; default: the last.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", "-t", help="Which teacher; default: the first.", autocompletion=teachers_of_store),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Which layers, side by side; default: the last, in a page all.", autocompletion=layer_list_of_store
+        ),
+    ] = None,
+    point: Annotated[int | None, typer.Option(min=0, help="Row of the point that others are compared with.")] = None,
+    at: Annotated[str | None, typer.Option(help="CAMERA:U,V: compare with the point at this pixel instead.")] = None,
     root: Annotated[Path | None, typer.Option(help="The raw dataset, to draw over its images.")] = None,
+    dataset: OwnReader = None,
 ) -> None:
-    """Draw a frame's points over each camera, coloured by the principal components of their features."""
+    """Draw a frame: features, coverage, occlusion or similarity of its points, over the cameras and on the sweep."""
     from hilda_cache import commands
 
-    commands.show(store, out, frame, teacher, layers.split(",") if layers else None, root)
+    if not (out or html or rerun):
+        raise UsageError("nothing to write is named", "add --out FILE.png, --html FILE.html or --rerun FILE.rrd")
+    commands.show(store, out, html, rerun, view, frame, teacher, layers, point, at, root, dataset)
 
 
 @app.command()
@@ -213,6 +275,21 @@ def prototypes(
 
 
 @app.command()
+def labels(
+    root: Root,
+    dataset: Dataset,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file to write.", show_default=False)],
+    option: DatasetOption = None,
+    lidar: Lidar = None,
+    scenes: Scenes = None,
+) -> None:
+    """Write a drive's boxes to a file, for hilda-train detect and flow; of nuscenes, pandaset or argoverse2."""
+    from hilda_cache import commands
+
+    commands.labels(root, dataset, out, option or [], lidar, scenes)
+
+
+@app.command()
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.", show_default=False)],
     scenes: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 4,
@@ -227,11 +304,40 @@ def synth(
 
 
 @app.command()
-def doctor() -> None:
-    """Print the environment, to paste in an issue."""
-    from hilda_cache.doctor import doctor_report
+def export(
+    store: Store,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="webdataset (tar files) or datasets (Parquet, for Hugging Face datasets).",
+            show_default=False,
+            autocompletion=words(completion.EXPORT_TARGETS),
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must not exist.", show_default=False)],
+    teachers: Annotated[
+        str | None, typer.Option(help="Only these teachers: NAME[,NAME...].", autocompletion=teacher_list_of_store)
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Only these layers: NAME[,NAME...].", autocompletion=layer_list_of_store)
+    ] = None,
+) -> None:
+    """Write the features of all point-camera pairs in the files of another loader."""
+    from hilda_cache import commands
 
-    typer.echo(doctor_report())
+    commands.export(store, to, out, teachers, layers)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Print the environment, to paste in an issue."""
+    from hilda_schema.doctor import print_doctor
+
+    print_doctor(as_json=as_json)
+
+
+reshape.register(app)
+share.register(app)
 
 
 def main() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hilda_cache.cluster import connect, default_workers
 from hilda_cache.extract import ExtractReport, check_request
 from hilda_cache.extract import extract as run_extract
 from hilda_cache.request import DriveSpec, ExtractRequest
-from hilda_schema.errors import CacheError, HildaError, UsageError
+from hilda_schema.errors import CacheError, HildaError
 from hilda_schema.reader import Cache, open_cache
 from hilda_schema.terminal import (
     EXIT_INCOMPLETE,
@@ -23,7 +24,11 @@ from hilda_schema.terminal import (
     human_seconds,
     interruptible,
     say,
+    warn,
 )
+
+if TYPE_CHECKING:
+    from hilda_schema.verify import Report
 
 MAX_LISTED = 5  # failures listed one by one; the rest are counted
 
@@ -57,7 +62,7 @@ def extract(
         with interruptible(), connect(workers, scheduler, insecure=insecure) as client:
             report = run_extract(request, store, client, on_start, on_part)
     except Interrupted as stop:
-        say(f"interrupted by {stop.name}; finished parts are kept: run the same command again to go on")
+        warn(f"interrupted by {stop.name}; finished parts are kept: run the same command again to go on")
         return stop.exit_code
     finally:
         if meter is not None:
@@ -75,20 +80,20 @@ def _rate(report: ExtractReport, done: int, total: int, seconds: float) -> str:
 
 def _conclude(report: ExtractReport, store: Path, as_json: bool) -> int:
     for plan, error in list(report.failures.items())[:MAX_LISTED]:
-        say(f"failed [{error.code}]: {plan.scene}[{plan.start}:{plan.stop}]: {error.message}")
+        warn(f"failed [{error.code}]: {plan.scene}[{plan.start}:{plan.stop}]: {error.message}")
         if error.remedy:
-            say(f"  -> {error.remedy}")
+            warn(f"  -> {error.remedy}")
     if len(report.failures) > MAX_LISTED:
-        say(f"... and {len(report.failures) - MAX_LISTED} more parts failed")
+        warn(f"... and {len(report.failures) - MAX_LISTED} more parts failed")
     if not report.complete:
-        say(f"{len(report.entries)} of {report.planned} parts are in {store}: mend the causes, run the command again")
+        warn(f"{len(report.entries)} of {report.planned} parts are in {store}: mend the causes, run the command again")
         return 1
     cache = open_cache(str(store))
     from hilda_cache.card import totals
 
     sums = totals(cache)
     for part in report.superseded:
-        say(f"removed part {part}: its images or calibration have changed since it was made")
+        warn(f"removed part {part}: its images or calibration have changed since it was made")
     if as_json:
         print_json({"store": store.name, "totals": sums, "seconds": dict(report.seconds), "reused": report.reused})
     _say_summary(report, store, sums)
@@ -105,10 +110,10 @@ def _say_summary(report: ExtractReport, store: Path, sums: dict[str, Any]) -> No
     if report.seconds:
         say("worker time: " + ", ".join(f"{name} {human_seconds(s)}" for name, s in sorted(report.seconds.items())))
     if sums["points_dropped"]:
-        say(f"{sums['points_dropped']:,} points were not finite and are left out")
+        warn(f"{sums['points_dropped']:,} points were not finite and are left out")
     if sums["absences"]:
         frames = counted(sums["frames_with_absences"], "frame")
-        say(f"{counted(sums['absences'], 'image or sweep', 'images or sweeps')} absent in {frames} (exit code 3)")
+        warn(f"{counted(sums['absences'], 'image or sweep', 'images or sweeps')} absent in {frames} (exit code 3)")
 
 
 def plan(request: ExtractRequest, store: Path, workers: int | None, *, as_json: bool) -> int:
@@ -135,7 +140,7 @@ def plan(request: ExtractRequest, store: Path, workers: int | None, *, as_json: 
         ]
         sys.stdout.write("\n".join(lines) + "\n")
     if made.missing_images and request.missing == "fail":
-        say(f"{made.missing_images} images are missing: restore them, or add --missing skip")
+        warn(f"{made.missing_images} images are missing: restore them, or add --missing skip")
         return 1
     return 0 if made.fits else 1
 
@@ -146,12 +151,36 @@ def info(store: str, *, as_json: bool) -> None:
 
     cache = open_cache(store, allow_partial=True)
     if as_json:
-        print_json(card_json(cache))
+        print_json({"pinned_url": cache.pinned_url or None} | card_json(cache))
     else:
         sys.stdout.write(card_text(cache) + "\n")
+        if cache.pinned_url:  # where it lies is not the card's affair
+            sys.stdout.write(f"  pinned    {cache.pinned_url}\n")
 
 
-def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_json: bool) -> bool:
+def say_remedy(store: str, report: Report) -> None:
+    """The next command for a store in which something is wrong; none for what only --deep has found."""
+    if report.sound:
+        return
+    if "://" in store:
+        warn(f"  -> hilda-cache push STORE {store} --recheck, with the folder it came from, mends it")
+    elif report.damaged_parts:
+        warn(f"  -> hilda-cache repair {shlex.quote(store)} --drop-damaged")
+        warn(f"     removes {counted(len(report.damaged_parts), 'part')} and says how to make them again")
+    else:
+        warn(f"  -> hilda-cache repair {shlex.quote(store)}")
+
+
+def say_strangers(store: str, report: Report) -> None:
+    """What lies in a store's folder without belonging to it."""
+    if report.extra:
+        more = f" and {len(report.extra) - 1} more" if len(report.extra) > 1 else ""
+        say(f"{report.extra[0]}{more} belongs to nothing; see: hilda-cache prune {shlex.quote(store)} --dry-run")
+
+
+def verify(
+    store: str, deep: int, root: Path | None, teachers: list[str], reader: str | None = None, *, as_json: bool
+) -> bool:
     """Check a store; whether it is sound and complete."""
     from hilda_schema.verify import verify as run_verify
 
@@ -161,7 +190,7 @@ def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_
 
         # What is wrong with the request is said before hours are spent on reading a large store; of the store, after.
         with suppress(CacheError):
-            live = live_request(open_cache(store, allow_partial=True).manifest.recipe, root, teachers)
+            live = live_request(open_cache(store, allow_partial=True).manifest.recipe, root, teachers, reader)
     meter = Meter("files", 0, lambda done, total, s: human_seconds(s))
 
     def on_progress(done: int, total: int) -> None:
@@ -170,6 +199,7 @@ def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_
 
     with meter:
         report = run_verify(store, on_progress)
+    name = report.store if "://" in store else store  # a URL may hold a password
     problems = [str(problem) for problem in report.problems]
     compared: list[dict[str, Any]] = []
     if live is not None and not problems:
@@ -179,15 +209,16 @@ def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_
         state = {"sound": not problems, "complete": report.complete, "problems": problems, "files": report.files}
         print_json(state | {"deep": compared})
     for problem in problems:
-        say(f"wrong: {problem}")
+        warn(f"wrong: {problem}")
     if problems:
-        say(counted(len(problems), "problem"))
-        for part in report.damaged_parts:
-            say(f"  -> rm -r {store}/parts/{part}, then run the extraction again: it makes what is missing")
+        warn(counted(len(problems), "problem"))
+        say_remedy(name, report)
     else:
-        say(f"{store}: {counted(report.files, 'file')}, {human_bytes(report.bytes)}, all as sealed")
+        say(f"{name}: {counted(report.files, 'file')}, {human_bytes(report.bytes)}, all as sealed")
         if not report.complete:
-            say(f"its extraction has not finished: {report.parts} of {counted(report.planned_parts, 'part')} are there")
+            planned = counted(report.planned_parts, "part")
+            warn(f"its extraction has not finished: {report.parts} of {planned} are there")
+        say_strangers(name, report)
     for row in compared:
         least = row["cosine_min"]
         found = "no pair to compare" if least is None else f"cosine >= {least:.6f} in every layer"
@@ -195,53 +226,38 @@ def verify(store: str, deep: int, root: Path | None, teachers: list[str], *, as_
     return not problems and report.complete
 
 
-def repair(store: str) -> None:
-    """Derive a store's root anew from its parts.
-
-    Raises:
-        UsageError: the store is not a folder here.
-        CacheConflict: somebody writes to it.
-        CacheCorrupt: a part is damaged, or there is none.
-    """
-    from hilda_cache.lock import locked
-    from hilda_schema.writer import rebuild
-
-    folder = Path(store)
-    if not (folder / "parts").is_dir():
-        raise UsageError(f"{store} has no folder of parts here", "give the folder of a cache; copy a remote one first")
-    with locked(folder):
-        manifest = rebuild(folder)
-    say(f"{store}: {len(manifest.parts)} parts, {manifest.frames} frames, content {manifest.root_sha256}")
-
-
-def show(store: str, out: Path, frame: int, teacher: str | None, layers: list[str] | None, root: Path | None) -> None:
-    """Draw one frame."""
-    from hilda_cache.show import show_frame
+def show(
+    store: str, out: Path | None, html: Path | None, rerun: Path | None, view: str, index: int, teacher: str | None,
+    layers: str | None, point: int | None, at: str | None, root: Path | None, reader: str | None = None,
+) -> None:  # fmt: skip
+    """Draw one frame, in each of the forms that is asked for."""
+    from hilda_cache.show import Wanted, show_frame, show_page, show_recording
 
     cache = open_cache(store, allow_partial=True)
-    if not cache.teachers:
-        raise UsageError("the store has no teacher to show")
-    name = teacher or next(iter(cache.teachers))
-    images = frame_images(cache, frame, root) if root is not None else None
-    show_frame(cache, frame, name, layers, out, images)
-    say(f"wrote {out}")
+    names = tuple(layers.split(",")) if layers else None
+    wanted = Wanted(index, teacher, names, view, point, at)
+    images = frame_images(cache, index, root, reader) if root is not None and 0 <= index < len(cache) else None
+    for write, path in ((show_frame, out), (show_page, html), (show_recording, rerun)):
+        if path is not None:
+            write(cache, wanted, path, images)
+            say(f"wrote {path}")
 
 
-def frame_images(cache: Cache, index: int, root: Path) -> dict[str, Any]:
+def frame_images(cache: Cache, index: int, root: Path, reader: str | None = None) -> dict[str, Any]:
     """The original images of a frame, camera -> (H, W, 3) uint8; those that cannot be read are left out."""
     from hilda_cache.images import read_image
     from hilda_cache.parts import find_frame
 
-    drive = DriveSpec.of_store(cache.manifest.recipe.dataset, root).open()
+    drive = DriveSpec.of_store(cache.manifest.recipe.dataset, root, reader).open()
     images = {}
     for view in find_frame(drive, cache[index].key).cameras:
         name = view.image_path.relative_to(drive.root).as_posix()
         try:
             images[view.name] = read_image(view.image_path.read_bytes(), name).numpy()
         except OSError as error:
-            say(f"no picture behind {view.name}: {name}: {error.strerror}")
+            warn(f"no picture behind {view.name}: {name}: {error.strerror}")
         except HildaError as error:
-            say(f"no picture behind {view.name}: {error.message}")
+            warn(f"no picture behind {view.name}: {error.message}")
     return images
 
 
@@ -253,6 +269,31 @@ def prototypes(model: str, classes: Path, out: Path, templates: list[str], space
     write_prototypes(made, out)
     width = len(next(iter(made.vectors.values())))
     say(f"wrote {out}: {counted(len(made.vectors), 'class', 'classes')}, {width} channels, space {space}")
+
+
+def labels(root: Path, dataset: str, out: Path, options: list[str], lidar: str | None, scenes: str | None) -> None:
+    """Write the boxes of a drive."""
+    from hilda_cache.labels import write_labels
+    from hilda_cache.options import drive_spec, scene_names
+
+    spec = drive_spec(root, dataset, options, lidar)
+    drive, wanted = spec.open(), scene_names(scenes)
+    chosen = drive.scenes() if wanted is None else tuple(sorted(set(wanted)))
+    with Meter("scenes", len(chosen), lambda done, total, s: human_seconds(s)) as meter:
+        frames, boxes = write_labels(drive, dict(spec.options), chosen, out, meter.advance)
+    say(f"wrote {out}: {counted(boxes, 'box', 'boxes')} in {counted(frames, 'frame')}")
+
+
+def export(store: str, target: str, out: Path, teachers: str | None, layers: str | None) -> None:
+    """Write a cache for another loader."""
+    from hilda_cache.export import export as run_export
+
+    cache = open_cache(store)
+    of_teachers, of_layers = (tuple(text.split(",")) if text else None for text in (teachers, layers))
+    with Meter("frames", len(cache), lambda done, total, s: human_seconds(s)) as meter:
+        files = run_export(cache, target, out, of_teachers, of_layers, meter.advance)
+    size = human_bytes(sum((out / name).stat().st_size for name in files))
+    say(f"wrote {out}: {counted(len(cache), 'frame')} in {counted(len(files), 'file')}, {size}")
 
 
 def synth(out: Path, scenes: int, frames: int, seed: int, image_size: str) -> None:

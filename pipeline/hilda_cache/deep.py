@@ -25,19 +25,22 @@ MAX_PIXEL_ERROR = 0.05
 ORIGIN = frozenset({"source", "revision", "licence"})  # may differ: weights and features are compared themselves
 
 
-def live_request(recipe: Recipe, root: Path, teachers: list[str]) -> ExtractRequest:
+def live_request(recipe: Recipe, root: Path, teachers: list[str], reader: str | None = None) -> ExtractRequest:
     """The request that makes a store's frames again, with the drive opened.
 
     Args:
         recipe: of the store.
         root: the raw dataset.
         teachers: where the store's teachers lie, [NAME=]SPEC each.
+        reader: where the user's own reader of the drive lies, if it was one.
 
     Raises:
         UsageError: the teachers given are not those of the store.
         DriveError: the drive cannot be opened.
     """
-    request = ExtractRequest(DriveSpec.of_store(recipe.dataset, root), specs_of_store(recipe.teachers, teachers))
+    request = ExtractRequest(
+        DriveSpec.of_store(recipe.dataset, root, reader), specs_of_store(recipe.teachers, teachers)
+    )
     open_drive_once(request.drive)
     return request
 

@@ -14,6 +14,7 @@ from hilda_cache.request import (
     name_teacher,
     parse_image_size,
     split_per_teacher,
+    with_absolute_path,
 )
 from hilda_cache.teachers.spec import TeacherSpec
 from hilda_schema.errors import UsageError
@@ -57,7 +58,7 @@ def build_request(
         UsageError: saying which option is wrong and what it takes.
     """
     kind, dtype = ENCODINGS[_one_of("--encoding", encoding, tuple(ENCODINGS))]
-    selection = Selection(scenes=_names("--scenes", scenes), frames=frames, cameras=_names("--cameras", cameras))
+    selection = Selection(scenes=scene_names(scenes), frames=frames, cameras=_names("--cameras", cameras))
     selection.frame_slice()
     return ExtractRequest(
         drive=drive_spec(root, dataset, options or [], lidar),
@@ -74,6 +75,7 @@ def build_request(
 
 def drive_spec(root: Path, dataset: str, options: list[str], lidar: str | None = None) -> DriveSpec:
     """Which drive, with its reader's options from KEY=VALUE texts; `--lidar` is the plain way to say one of them."""
+    dataset = with_absolute_path(dataset)
     values: dict[str, str] = {}
     if lidar is not None:
         if "lidar" not in reader_options(dataset):
@@ -142,6 +144,11 @@ def specs_of_store(infos: tuple[TeacherInfo, ...], texts: list[str]) -> tuple[Te
         )
         for info in infos
     )
+
+
+def scene_names(text: str | None) -> tuple[str, ...] | None:
+    """The scenes of `--scenes`; None for all."""
+    return _names("--scenes", text)
 
 
 def _names(option: str, text: str | None) -> tuple[str, ...] | None:

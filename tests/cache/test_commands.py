@@ -64,8 +64,7 @@ def test_verify_exits_with_3_and_names_the_file_and_the_way_on(tmp_path: Path, h
     name = victim.relative_to(store).as_posix()
     assert f"wrong: {name}" in said
     assert [problem.partition(":")[0] for problem in json.loads(out)["problems"]] == [name]
-    part = name.split("/")[1]
-    assert f"rm -r {store}/parts/{part}, then run the extraction again" in said
+    assert f"  -> hilda-cache repair {store} --drop-damaged\n     removes 1 part" in said
 
 
 def test_an_unfinished_store_is_not_vouched_for(tmp_path: Path) -> None:
@@ -93,6 +92,20 @@ def test_show_draws_an_unfinished_store_too(tmp_path: Path) -> None:
     assert (tmp_path / "frame.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match=f"has {len(open_cache(store, allow_partial=True))} frames"):
         invoke("show", store, "--frame", 99, "--out", tmp_path / "frame.png")
+
+
+def test_show_writes_a_page_beside_the_picture(tmp_path: Path) -> None:
+    store, png, page = tiny_cache(tmp_path / "cache"), tmp_path / "frame.png", tmp_path / "frame.html"
+    words = ("--view", "similarity", "--at", "FRONT:80,60", "--layers", "2,4")
+    code, _, said = invoke("show", store, "--out", png, "--html", page, *words)
+    assert (code, said) == (0, f"wrote {png}\nwrote {page}\n")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert page.read_text().count('name="layer"') == 2
+    with pytest.raises(UsageError, match="nothing to write is named"):
+        invoke("show", store)
+    with pytest.raises(UsageError, match="no camera 'REAR'"):
+        invoke("show", store, "--html", tmp_path / "no.html", "--at", "REAR:1,1")
+    assert not (tmp_path / "no.html").exists()
 
 
 MISTAKES = """

@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "hilda-cache": typer.main.get_command(cache_app),
     "hilda-train": typer.main.get_command(train_app),
 }
+SHELL = ("head", "jq", "less")  # what a result may be piped into
 PROSE = frozenset({"with"})  # words that follow a program's name in a sentence of ours
 
 
@@ -131,6 +133,11 @@ def refusal(line: str) -> str:
     """
     program, *words = shlex.split(line, comments=True)
     commands = COMMANDS[program].commands
+    words = [*takewhile(lambda word: word not in (">", *SHELL), words)]
+    if words[-1:] == ["|"]:
+        del words[-1]
+    before = {word for each in COMMANDS[program].params for word in each.opts}
+    words = [*dropwhile(before.__contains__, words)]
     if "|" in words:
         unknown = sorted(set(words) - {"|"} - commands.keys())
         return f"no command {unknown[0]}" if unknown else ""
@@ -176,6 +183,8 @@ def test_the_readme_has_command_lines_to_check() -> None:
     "line",
     [
         "hilda-cache extrakt root -d nuscenes",
+        "hilda-cache --quite info cache",
+        "hilda-cache --quiet infos cache | head -1",
         "hilda-cache verify --json",
         "hilda-cache show cache --frame one --out x.png",
         "hilda-cache plan root -d nuscenes -t x --lairs 1",

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hilda_schema.command_line import make_app
+from hilda_schema.completion import folders, words
 from hilda_schema.terminal import run
+from hilda_train import completion
 from hilda_train.evaluate.analysis_cli import knn, robustness, structure, zeroshot
-from hilda_train.evaluate.cli import finetune, probe
+from hilda_train.evaluate.cli import Device, Json, finetune, probe
+from hilda_train.evaluate.heads_cli import detect, flow, occupancy, retrieve
 
-app = typer.Typer(
-    name="hilda-train",
-    help="Train a LiDAR backbone from a teacher cache; no image is opened.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app("hilda-train", "Train a LiDAR backbone from a teacher cache; no image is opened.")
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False, autocompletion=folders)]
 
 
 @app.command()
 def fit(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe's name (hilda, scalr, ...) or a YAML file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe's name (hilda, scalr, ...) or a YAML file.",
+            autocompletion=words(completion.recipes),
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder.", show_default=False)],
     cache: Annotated[
-        list[str] | None, typer.Option("--cache", "-c", help="A teacher cache, folder or URL. Repeatable.")
+        list[str] | None,
+        typer.Option("--cache", "-c", help="A teacher cache, folder or URL. Repeatable.", autocompletion=folders),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -41,7 +47,7 @@ def fit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, try one batch, print shapes and memory; write nothing.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Pre-train a LiDAR backbone. Under torchrun, all processes train one run together."""
     from hilda_train import commands
@@ -54,7 +60,8 @@ def fit(
 def report(
     run_folder: Run,
     cache: Annotated[
-        list[str] | None, typer.Option("--cache", "-c", help="The run's caches, to draw pictures from.")
+        list[str] | None,
+        typer.Option("--cache", "-c", help="The run's caches, to draw pictures from.", autocompletion=folders),
     ] = None,
     picture: Annotated[
         list[Path] | None, typer.Option("--picture", "-p", help="A PNG to put on top, e.g. of hilda-cache show.")
@@ -79,6 +86,7 @@ def export(
         typer.Option(
             help="safetensors, minkowski, torchsparse, pointcept, mmdet3d, mmdet3d-spconv, openpcdet or scalr.",
             show_default=False,
+            autocompletion=words(completion.EXPORT_TARGETS),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)],
@@ -95,17 +103,32 @@ app.command()(knn)
 app.command()(zeroshot)
 app.command()(structure)
 app.command()(robustness)
+app.command()(detect)
+app.command()(flow)
+app.command()(occupancy)
+app.command()(retrieve)
 
 
 @app.command()
-def recipes() -> None:
+def recipes(as_json: Json = False) -> None:
     """List the recipes that come with the package."""
     from hilda_train.recipes import load_recipe, recipe_names
 
-    for name in recipe_names():
-        typer.echo(f"{name:22} {load_recipe(name).about}")
+    about = {name: load_recipe(name).about for name in recipe_names()}
+    typer.echo(json.dumps(about, indent=2) if as_json else "\n".join(f"{name:22} {of}" for name, of in about.items()))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Print the environment, to paste in an issue."""
+    from hilda_schema.doctor import print_doctor
+
+    print_doctor(as_json=as_json)
 
 
 def main() -> None:
     """Entry point of the console script."""
+    # Threads that wait for others sleep. By default they spin, and where something else runs on the machine, every
+    # product then waits for a thread that waits for a core. Read when torch is loaded, so set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run(app)

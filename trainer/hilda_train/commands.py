@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from hilda_schema.errors import TrainError, UsageError
-from hilda_schema.terminal import say
+from hilda_schema.storage import split_pin, without_secrets
+from hilda_schema.terminal import say, warn
 from hilda_train.config import FitConfig, apply_set, digest
 from hilda_train.data.loading import make_loader, with_tokens
 from hilda_train.distributed import gather_objects, joined, require_same
@@ -42,6 +43,12 @@ def pick_device(name: str) -> torch.device:
 def configure(recipe: str, assignments: list[str], caches: list[str]) -> tuple[FitConfig, tuple[str, ...]]:
     """The recipe with what the command line changes, and the caches to train from."""
     config = apply_set(load_recipe(recipe), assignments)
+    for url in config.data.caches:
+        if "://" in url and without_secrets(split_pin(url)[0]) != split_pin(url)[0].rstrip("/"):
+            raise UsageError(
+                f"data.caches: {without_secrets(url)} has a password or a signature, which a run would write down",
+                "give it with --cache, or the credentials in the environment",
+            )
     return config, tuple(caches) or config.data.caches
 
 
@@ -68,7 +75,7 @@ def fit(
         if trainer.step < trainer.steps:
             assert stop.signal is not None
             if world.leads:
-                say(f"stopped at step {trainer.step} of {trainer.steps}; go on with the same command and --resume")
+                warn(f"stopped at step {trainer.step} of {trainer.steps}; go on with the same command and --resume")
             return 128 + stop.signal
         if world.leads:
             say(f"{out}: {trainer.steps} steps done; look at it with hilda-train report {out}")

@@ -123,7 +123,7 @@ def _find_weights(folder: Path, shown: str, allow_pickle: bool) -> tuple[Path, .
     if pickles and not allow_pickle:
         raise TeacherError(
             f"{shown} has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
-            "convert them to model.safetensors, or use --allow-pickle if you trust their author",
+            "convert them to model.safetensors, or use --allow-pickled-weights if you trust their author",
         )
     raise TeacherError(f"{shown} has no weights", f"expected {' or '.join(_SAFE)}")
 

@@ -10,12 +10,7 @@ This runs the user's code, by the user's own naming of it; nothing that came wit
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +23,7 @@ from hilda_cache.teachers.frozen import FrozenTeacher, first_line
 from hilda_cache.teachers.layers import select_layers
 from hilda_cache.teachers.spec import Source, TeacherSpec
 from hilda_cache.teachers.state import state_sha256
+from hilda_cache.user_code import UserCode, code_revision, load_user_code
 from hilda_schema.errors import TeacherError
 
 GLOBAL = "global"
@@ -63,7 +59,7 @@ class FactoryTeacher(FrozenTeacher):
         self.card = TeacherCard(
             name=spec.name,
             source=source.public,
-            revision=" ".join(filter(None, (spec.revision, _code_revision(module)))),
+            revision=" ".join(filter(None, (spec.revision, code_revision(module)))),
             architecture=type(self._model).__name__,
             weights_sha256=state_sha256(self._model),
             licence=licence(Path(module.__file__).parent) if source.kind == "file" and module.__file__ else "unknown",
@@ -96,26 +92,12 @@ def _check_output(output: Any, batch: int, source: Source) -> None:
 
 def _import_factory(source: Source) -> tuple[ModuleType, Callable[[], nn.Module]]:
     """Import the factory's module, and a function that makes a fresh network each time."""
-    folder = Path(source.place).parent if source.kind == "file" else None
-    try:
-        with _folder_importable(folder):
-            module = _import_file(Path(source.place)) if folder else importlib.import_module(source.place)
-    except Exception as error:  # the user's own code
-        raise TeacherError(
-            f"{source.public} cannot be imported: {type(error).__name__}: {first_line(error)}",
-            "a module must be installed or on PYTHONPATH; a file is given as path/to/file.py:factory",
-        ) from error
-    factory: Any = module
-    for name in source.factory.split("."):
-        factory = getattr(factory, name, None)
-    if not callable(factory):
-        raise TeacherError(
-            f"{source.public}: there is no function {source.factory!r}", "check the name after the colon"
-        )
+    code = UserCode.of(source.place, source.factory)
+    module, factory = load_user_code(code, TeacherError)
 
     def build() -> nn.Module:
         try:
-            with _folder_importable(folder):
+            with code.importable():
                 # A copy, because a factory may hand out one object again and again, and ours gets rounded.
                 made = copy.deepcopy(factory())
         except Exception as error:  # the user's own code
@@ -127,69 +109,6 @@ def _import_factory(source: Source) -> tuple[ModuleType, Callable[[], nn.Module]
     return module, build
 
 
-def _import_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, so that two files of one name, or two versions of one, never meet."""
-    digest = hashlib.sha256(str(path).encode() + b"\0" + path.read_bytes()).hexdigest()
-    name = f"_hilda_teacher_{digest[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path.name} is no Python source file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextmanager
-def _folder_importable(folder: Path | None) -> Iterator[None]:
-    """Let a file import its neighbours, then forget them, so that another file's `utils` is not this one's.
-
-    Imports that a network makes only while it runs come too late for this.
-    """
-    if folder is None:
-        yield
-        return
-    before = dict(sys.modules)
-    at_home = {name.partition(".")[0] for name, module in before.items() if _lies_in(module, folder)}
-    neighbours = _module_names(folder) - at_home  # those have been imported from this folder by ordinary means
-    for name in before:
-        if name.partition(".")[0] in neighbours:
-            del sys.modules[name]
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in [name for name in sys.modules if name.partition(".")[0] in neighbours]:
-            del sys.modules[name]
-        sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
-
-
-def _module_names(folder: Path) -> set[str]:
-    """What can be imported from a folder: files, and folders with Python files in them."""
-    packages = {path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    return packages | {path.stem for path in folder.glob("*.py")}
-
-
-def _lies_in(module: ModuleType, folder: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    return file is not None and Path(file).is_relative_to(folder)
-
-
 def _mean_std(module: ModuleType, source: Source) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     mean, std = getattr(module, "MEAN", _IMAGENET[0]), getattr(module, "STD", _IMAGENET[1])
     return triple(mean, f"MEAN of {source.public}"), triple(std, f"STD of {source.public}")
-
-
-def _code_revision(module: ModuleType) -> str:
-    """Weights do not tell a changed `forward`, so the file's own hash stands for the code."""
-    if not module.__file__:
-        return ""
-    return "code-" + hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()[:16]

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hilda_cache.user_code import parse_user_code
 from hilda_schema.errors import UsageError
 
 SourceKind = Literal["hub", "folder", "module", "file", "timm"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _FORMS = "give a Hugging Face id (org/name[@revision]), a folder, module:factory, path/to/file.py:factory or timm:name"
 
 
@@ -58,14 +58,8 @@ def parse_source(text: str) -> Source:
     if text.startswith("timm:"):
         place = text.removeprefix("timm:")
         return Source("timm", str(Path(place).expanduser().resolve()) if Path(place).is_dir() else place)
-    place, _, factory = text.rpartition(":")
-    if place.endswith(".py"):
-        path = Path(place).expanduser().resolve()
-        if not path.is_file():
-            raise UsageError(f"teacher {text!r}: there is no file {place}", _FORMS)
-        return Source("file", str(path), _checked_factory(factory, text))
-    if _MODULE.fullmatch(place):
-        return Source("module", place, _checked_factory(factory, text))
+    if (code := parse_user_code(text, "teacher", _FORMS)) is not None:
+        return Source("file" if code.is_file else "module", code.place, code.factory)
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         return Source("folder", str(folder.resolve()))
@@ -73,12 +67,6 @@ def parse_source(text: str) -> Source:
     if _HUB_ID.fullmatch(hub_id) and hub_id.split("/")[0] not in {".", ".."}:
         return Source("hub", hub_id, revision=revision)
     raise UsageError(f"teacher {text!r} is not a folder, nor any other known source", _FORMS)
-
-
-def _checked_factory(factory: str, text: str) -> str:
-    if not _MODULE.fullmatch(factory):
-        raise UsageError(f"teacher {text!r}: {factory!r} is not the name of a function", _FORMS)
-    return factory
 
 
 @dataclass(frozen=True, slots=True)

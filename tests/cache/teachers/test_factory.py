@@ -124,7 +124,7 @@ def test_neighbours_of_one_name_do_not_meet_and_nothing_stays_behind(tmp_path):
         write(tmp_path / folder / "parts", f"PLUS = {factor} / 4", "more.py")
     elsewhere = type(sys)("helpers")
     sys.modules["helpers"] = elsewhere
-    path, modules = list(sys.path), {name for name in sys.modules if not name.startswith("_hilda_teacher_")}
+    path, modules = list(sys.path), {name for name in sys.modules if not name.startswith("_hilda_user_")}
     try:
         means = []
         for folder in ("a", "b", "a"):
@@ -133,7 +133,7 @@ def test_neighbours_of_one_name_do_not_meet_and_nothing_stays_behind(tmp_path):
         assert means == [2.5, 8.75, 2.5]
         assert sys.modules["helpers"] is elsewhere
         assert sys.path == path
-        assert {name for name in sys.modules if not name.startswith("_hilda_teacher_")} == modules
+        assert {name for name in sys.modules if not name.startswith("_hilda_user_")} == modules
     finally:
         del sys.modules["helpers"]
 

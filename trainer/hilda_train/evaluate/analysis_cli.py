@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hilda_schema.completion import folders, scenes_of_store, targets_of_store, words
+from hilda_train import completion
 from hilda_train.evaluate.cli import (
     Caches,
     ClassFile,
@@ -27,7 +29,10 @@ from hilda_train.evaluate.cli import (
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
 RunCaches = Annotated[
-    list[str], typer.Option("--cache", "-c", help="The run's caches, in its order. Repeatable.", show_default=False)
+    list[str],
+    typer.Option(
+        "--cache", "-c", help="The run's caches, in its order. Repeatable.", show_default=False, autocompletion=folders
+    ),
 ]
 
 
@@ -39,7 +44,11 @@ def structure(
     ] = None,
     scene: Annotated[
         list[str] | None,
-        typer.Option("--scene", help="Pattern of scenes to judge by; default: held-out ones. Repeatable."),
+        typer.Option(
+            "--scene",
+            help="Pattern of scenes to judge by; default: held-out ones. Repeatable.",
+            autocompletion=scenes_of_store,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="PNG to draw the curves over steps to.", show_default=False)
@@ -86,7 +95,10 @@ def zeroshot(
         typer.Option(help="Vectors of class names, by hilda-cache prototypes; default: the teacher's class means."),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="TEACHER/LAYER whose head predicts; default: the last level's.")
+        str | None,
+        typer.Option(
+            help="TEACHER/LAYER whose head predicts; default: the last level's.", autocompletion=targets_of_store
+        ),
     ] = None,
     train_scenes: TrainScenes = None,
     test_scenes: TestScenes = None,
@@ -115,7 +127,11 @@ def robustness(
         str, typer.Option(help="What mCE compares with: random, a run or a file of weights.")
     ] = "random",
     corruption: Annotated[
-        list[str] | None, typer.Option(help="Only this corruption, e.g. fog or beam_missing. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Only this corruption, e.g. fog or beam_missing. Repeatable.",
+            autocompletion=words(completion.CORRUPTIONS),
+        ),
     ] = None,
     protocol: ProtocolName = "scalr",
     like: Like = None,

@@ -7,34 +7,56 @@ from typing import Annotated
 
 import typer
 
+from hilda_schema.completion import folders, scenes_of_store, words
+from hilda_train import completion
+
 _MORE = "Repeatable."
 
 What = Annotated[
     str, typer.Argument(metavar="WEIGHTS", help="A run's folder, a file of weights, or random.", show_default=False)
 ]
-Caches = Annotated[list[str] | None, typer.Option("--cache", "-c", help=f"A cache with labels, folder or URL. {_MORE}")]
+Caches = Annotated[
+    list[str] | None,
+    typer.Option("--cache", "-c", help=f"A cache with labels, folder or URL. {_MORE}", autocompletion=folders),
+]
 ClassFile = Annotated[
     str,
     typer.Option(
         help="nuscenes16, semantickitti19, pandaset, pandaset17, coarse8, synthetic, or a YAML file.",
         show_default=False,
+        autocompletion=words(completion.classes),
     ),
 ]
-ProtocolName = Annotated[str, typer.Option(help="scalr, slidr, superflow, quick, or a YAML file.")]
-Like = Annotated[str | None, typer.Option(help="For a file or random: a run or recipe that says which backbone.")]
-TrainScenes = Annotated[list[str] | None, typer.Option(help=f"Pattern of scenes to train on. {_MORE}")]
-TestScenes = Annotated[list[str] | None, typer.Option(help=f"Pattern of scenes to test on. {_MORE}")]
+ProtocolName = Annotated[
+    str,
+    typer.Option(help="scalr, slidr, superflow, quick, or a YAML file.", autocompletion=words(completion.protocols)),
+]
+Like = Annotated[
+    str | None,
+    typer.Option(
+        help="For a file or random: a run or recipe that says which backbone.",
+        autocompletion=words(completion.recipes),
+    ),
+]
+TrainScenes = Annotated[
+    list[str] | None, typer.Option(help=f"Pattern of scenes to train on. {_MORE}", autocompletion=scenes_of_store)
+]
+TestScenes = Annotated[
+    list[str] | None, typer.Option(help=f"Pattern of scenes to test on. {_MORE}", autocompletion=scenes_of_store)
+]
 TrainFrames = Annotated[str | None, typer.Option(help="Frames of each scene to train on, e.g. 0:40.")]
 TestFrames = Annotated[str | None, typer.Option(help="Frames of each scene to test on, e.g. 45:60.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1)]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Of everything random; the same seed gives the same result.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", "-s", help=f"KEY=VALUE over the protocol, e.g. probe.epochs=5. {_MORE}")
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="JSON to write.")]
 Predictions = Annotated[Path | None, typer.Option(help="NPZ to write the test points' classes to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that prepare sweeps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", autocompletion=words(completion.DEVICES))]
+Workers = Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes that prepare sweeps.")]
 
 
 def probe(
