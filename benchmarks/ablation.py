@@ -1,6 +1,6 @@
 """Does each part of HilDA help? The rows of its ablation on a synthetic drive, every one under several seeds.
 
-    python benchmarks/ablation.py [--work FOLDER] [--steps 200] [--seeds 0 1 2] [--jobs 2]
+    python benchmarks/ablation.py [--work FOLDER] [--steps 150] [--seeds 0 1 2] [--jobs 2]
 
 Makes a drive of 16 scenes, extracts it with the small teacher that comes with the package (trained on other scenes of
 the same world), pre-trains a small student on 12 of them by the base (ScaLR's distillation with an MLP head), by each
@@ -36,12 +36,12 @@ def main() -> None:
     """Make what is missing, train, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("ablation-out"))
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time, each with one thread")
     arguments = parser.parse_args()
     words = ("--classes", "coarse8", "--protocol", "quick")
-    few = ("--share", "5", "--split", "frames", "-s", "finetune.steps=100")
+    few = ("--share", "5", "--split", "frames", "-s", "finetune.steps=60")
     setting = Setting(
         work=arguments.work,
         caches=(synthetic_cache(arguments.work),),

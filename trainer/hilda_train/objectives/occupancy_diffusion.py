@@ -8,7 +8,7 @@ collapsed student features of t-1 and t0 (`bev.BevHistory`), concatenated to the
 
 Not published, our choices: occupancy is -1 (free) and +1 (occupied), and occupied cells, which are few, weigh more in
 the second term. The network's raw output is v = sqrt(abar) eps - sqrt(1 - abar) x_occ (arXiv 2202.00512), from which
-eps_theta follows. With e the error of v, the error of eps is sqrt(abar) e and that of xhat is -sqrt(1 - abar) e, so that
+eps_theta follows. With e the error of v, that of eps is sqrt(abar) e and that of xhat is -sqrt(1 - abar) e, so that
 
     L = (abar + lambda (1 - abar)) || e ||_2^2        (where all cells weigh the same)
 
