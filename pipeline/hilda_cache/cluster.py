@@ -15,10 +15,12 @@ from multiprocessing import resource_tracker
 from typing import Any
 from urllib.parse import urlsplit
 
-from hilda_schema.errors import UsageError
+from hilda_schema.errors import ClusterError, HildaError, SchedulerLost, UsageError
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 CONNECT_TIMEOUT_S = 30
+NO_WORKER_TIMEOUT_S = 300  # for a worker to start again, on however busy a machine
+_LESS_MEMORY = "take fewer --workers, a smaller --part-frames or --image-size, or one --teacher at a time"
 
 
 def default_workers() -> int:
@@ -63,6 +65,10 @@ def _local(workers: int) -> Iterator[Any]:
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.target": False,
+        # What kills two workers is tried again alone (extract.run_parts); each death costs a start and a model.
+        "distributed.scheduler.allowed-failures": 1,
+        # A worker that cannot be started again is not waited for.
+        "distributed.scheduler.no-workers-timeout": NO_WORKER_TIMEOUT_S,
     }
     cluster = None
     try:
@@ -81,6 +87,40 @@ def _local(workers: int) -> Iterator[Any]:
         if cluster is not None:
             with suppress(TimeoutError):
                 cluster.close(timeout=10)
+
+
+def result_of(future: Any) -> Any:
+    """What a task returned.
+
+    Raises:
+        SchedulerLost: the scheduler is gone, and every task with it.
+        ClusterError: every worker that tried was killed or had too little memory, or none is left.
+        HildaError: whatever the task raised, in one line.
+    """
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.scheduler import NoValidWorkerError
+
+    try:
+        return future.result()
+    except HildaError:
+        raise
+    except CancelledError:
+        raise SchedulerLost(
+            "the Dask scheduler is gone, or the connection to it", "start it and its workers, run the command again"
+        ) from None
+    except KilledWorker:
+        raise ClusterError(
+            "every worker that did this was killed; most often the system ran out of memory", _LESS_MEMORY
+        ) from None
+    except NoValidWorkerError:
+        raise ClusterError("no worker is left: they end as soon as they start, or before", _LESS_MEMORY) from None
+    except Exception as error:
+        text = (str(error).strip().splitlines() or ["no message"])[0]
+        if isinstance(error, MemoryError):
+            raise ClusterError(f"a worker ran out of memory: {text}", _LESS_MEMORY) from error
+        raise HildaError(f"{type(error).__name__}: {text}") from error
 
 
 @contextmanager

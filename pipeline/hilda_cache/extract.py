@@ -129,13 +129,13 @@ def check_folder(store: Path) -> None:
         CacheError: it may not be written, or its place not be entered.
     """
     with writing(store):
+        if store.is_file():
+            raise CacheConflict(f"{store} is a file", "give a folder with --out")
         there = next(path for path in (store, *store.absolute().parents) if path.exists())
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if there != store:
             return
-        if not store.is_dir():
-            raise CacheConflict(f"{store} is a file", "give a folder with --out")
         if (store / "manifest.json").exists():
             return
         strangers = {path.name for path in store.iterdir()} - OWN_NAMES

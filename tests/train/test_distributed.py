@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -130,3 +131,23 @@ def test_ranks_that_see_different_stores_refuse_to_begin(start_fit, tmp_path):
     assert [process.wait() for process in processes] == [1, 1], processes[0].said
     assert all("process 1 goes by another config or caches than process 0" in process.said for process in processes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_fails_ends_the_others(start_fit, tmp_path, toy_cache):
+    """One process meets damage in its own copy of the cache, in the middle of the run; the other must not wait."""
+    copy = tmp_path / "copy" / toy_cache.name
+    shutil.copytree(toy_cache, copy)
+    for file in copy.rglob("vit/layer_4/tokens/c.*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    first, second = ranks_env()
+    options = ("train.max_steps=200", "data.batch_size=4")
+    processes = [
+        start_fit(tmp_path / "run", *options, **first),
+        start_fit(tmp_path / "run", *options, cache=copy, **second),
+    ]
+    assert [process.wait() for process in processes] == [1, 1], processes[0].said
+    assert "error [cache.corrupt]: " in processes[1].said
+    assert "error [train]: another process of this run" in processes[0].said
+    assert not any("Traceback" in process.said for process in processes)

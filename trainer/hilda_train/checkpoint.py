@@ -354,9 +354,9 @@ def _read_sums(path: Path) -> dict[str, str]:
 
 def _read_small(path: Path, limit: int) -> bytes:
     with _open_regular(path) as stream:
-        content: bytes = stream.read(limit + 1)
-    if len(content) > limit:
-        raise TrainError(f"{path} is larger than {human_bytes(limit)}")
+        if (size := os.fstat(stream.fileno()).st_size) > limit:
+            raise TrainError(f"{path} is larger than {human_bytes(limit)}")
+        content: bytes = stream.read(size)
     return content
 
 

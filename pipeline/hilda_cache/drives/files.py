@@ -87,14 +87,14 @@ def file_size(path: Path, max_bytes: int) -> int:
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """All bytes of a regular file of at most `max_bytes`; raises what `file_size` raises."""
-    file_size(path, max_bytes)
+    size = file_size(path, max_bytes)
     try:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            data = file.read(size + 1)  # not `max_bytes`: Python allocates what it is asked to read
     except OSError as error:
         raise DriveError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
-    if len(data) > max_bytes:
-        raise DriveError(f"{path} grows while it is read, beyond {max_bytes} bytes")
+    if len(data) != size:
+        raise DriveError(f"{path} changes while it is read", "run the command again when nobody writes to it")
     return data
 
 
@@ -227,6 +227,15 @@ def first_image_size_px(paths: Iterable[Path]) -> tuple[int, int] | None:
         except DriveError:
             continue
     return None
+
+
+@contextmanager
+def naming_folders() -> Iterator[None]:
+    """Turn what the operating system says about folders that are looked through into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DriveError(f"{error.filename} cannot be read: {error.strerror}", "check its permissions") from error
 
 
 @contextmanager

@@ -199,8 +199,8 @@ def read_oxts_poses(paths: list[Path]) -> list[Float64Array]:
     """
     packets = [_floats(read_text(path, max_bytes=1 << 16).split(), str(path)) for path in paths]
     for path, packet in zip(paths, packets, strict=True):
-        # Beyond 89 degrees the map is useless; NaN fails the comparison too.
-        if len(packet) < 6 or not abs(packet[0]) < 89:
+        # Beyond 89 degrees the map is useless.
+        if len(packet) < 6 or not np.isfinite(packet[:6]).all() or abs(packet[0]) >= 89:
             raise DriveError(f"{path} is not a packet of latitude, longitude, altitude, roll, pitch, yaw", _DAMAGED)
     scale = math.cos(math.radians(packets[0][0]))
     map_SE3_imu = [_mercator(packet, scale, str(path)) for path, packet in zip(paths, packets, strict=True)]

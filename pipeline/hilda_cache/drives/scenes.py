@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 
-from hilda_cache.drives.files import contained
+from hilda_cache.drives.files import contained, naming_folders
 from hilda_cache.drives.frame import Drive, FrameInfo
 from hilda_schema.errors import DriveError, UsageError
 
@@ -65,7 +65,8 @@ class FolderDrive(Drive):
         if scene not in self.folders:
             raise unknown_scene(scene, self.folders)
         if self._latest[0] != scene:
-            self._latest = (scene, self._frames(scene, self.folders[scene]))
+            with naming_folders():
+                self._latest = (scene, self._frames(scene, self.folders[scene]))
         return self._latest[1]
 
     def below(self, path: Path) -> Path:

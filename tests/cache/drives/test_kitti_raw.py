@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from hilda_cache.drives import open_drive
+from hilda_cache.drives.kitti import read_oxts_poses
 from hilda_schema.errors import DriveError, MissingSensor, UsageError
 
 SCENE = "2011_09_26_drive_0009_sync"
@@ -383,3 +384,14 @@ def test_real_drive_projects_by_its_own_matrices(sample_data):
         assert 0.12 < inside.sum() / len(sweep) < 81 / 360  # the camera sees 81 degrees, less the road below it
     rows = np.loadtxt(root / "poses_velodyne_derived.txt").reshape(-1, 3, 4)
     np.testing.assert_allclose([info.world_SE3_lidar[:3] for info in frames], rows, atol=1e-12)
+
+
+@pytest.mark.parametrize("word", ["inf", "nan", "1e999", "89.5"])
+def test_packets_that_are_no_place_are_refused(tmp_path, word):
+    """Found by fuzzing: an infinite angle was an error of Python's."""
+    for place in range(1 if word == "89.5" else 6):
+        numbers = ["49", "8.4", "110", "0", "0", "0"]
+        numbers[place] = word
+        (tmp_path / "0.txt").write_text(" ".join(numbers))
+        with pytest.raises(DriveError, match="is not a packet of latitude"):
+            read_oxts_poses([tmp_path / "0.txt"])

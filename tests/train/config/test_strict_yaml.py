@@ -59,6 +59,7 @@ def test_a_merge_key_is_a_key_like_any_other():
         ("a: 1\n---\nb: 2", "f.yaml:2:1: a second document"),
         ("? [a]\n: 1", "a key is not a plain word"),
         ("a: {b", "f.yaml:1:6: expected"),
+        ("a: 1\nb: -1e999", "f.yaml:2:4: -1e999 is beyond all numbers"),
         ("[" * (MAX_DEPTH + 1), f"f.yaml:1:{MAX_DEPTH + 1}: nested deeper than {MAX_DEPTH}"),
         ("\x00", "f.yaml is not UTF-8 YAML"),
         (b"\xff\xfe\xfa", "f.yaml is not UTF-8 YAML"),

@@ -92,6 +92,7 @@ class Shell:
     [
         (b"", "cannot be read"),
         (b"\x80\x04not a checkpoint", "cannot be read"),
+        (b"\x80\x02]h\x00.", "cannot be read"),  # found by fuzzing: a KeyError of torch's
         (pickle.dumps({"weights": [1, 2]}), "not a checkpoint|cannot be read|holds no"),
     ],
 )
