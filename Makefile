@@ -5,7 +5,7 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: install test test-slow lint format demo clean
+.PHONY: install test test-slow fuzz lint format demo clean
 
 install: $(STAMP)
 
@@ -15,11 +15,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install -q -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
+# Two processes of one thread: threads of one test would wait for those of the other.
 test: install
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 test-slow: install
 	$(PY) -m pytest -q -m slow
+
+# Every parser of strangers' bytes for SECONDS each (docs/faults.md)
+SECONDS := 120
+fuzz: install
+	$(PY) -m pip install -q -e '.[fuzz]'
+	$(PY) fuzz/run.py --seconds $(SECONDS)
 
 lint: install
 	$(VENV)/bin/ruff check .

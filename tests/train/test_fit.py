@@ -51,7 +51,8 @@ def occupancy_of(learner, batch):
 
 def test_each_of_hildas_three_losses_falls(fit, tmp_path, curve, toy_cache):
     """Five passes over ten clips; a batch whose clips have no neighbours has no occupancy term."""
-    options = (MINKUNET, "optim.lr=0.01", "train.max_steps=25", "train.checkpoint_every=25", "train.ema=0.5")
+    options = (MINKUNET, "objectives.occupancy.weight=1", "optim.lr=0.01", "train.ema=0.5")
+    options += ("train.max_steps=25", "train.checkpoint_every=25")
     assert fit(tmp_path / "run", *options) == 0
     lines = curve(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 26))
