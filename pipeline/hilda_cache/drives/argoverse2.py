@@ -4,6 +4,7 @@
     <log>/sensors/cameras/ring_front_center/<stamp_ns>.jpg, ...
     <log>/calibration/{intrinsics,egovehicle_SE3_sensor}.feather     may be absent: then the log has no cameras
     <log>/city_SE3_egovehicle.feather
+    <log>/annotations.feather                                    boxes at the sweeps' stamps; not in the test split
 
 A scene is a log, up to three levels below root: `<root>/sensor/val/<log>`, `<root>/val/<log>` or `<root>/<log>`.
 
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 
 from hilda_cache.drives.feather import read_feather
 from hilda_cache.drives.files import check_range, drop_non_finite, naming_frame
-from hilda_cache.drives.frame import CameraView, Float64Array, Frame, FrameInfo, Points, PointsReport
+from hilda_cache.drives.frame import Annotation, CameraView, Float64Array, Frame, FrameInfo, Points, PointsReport
 from hilda_cache.drives.scenes import FolderDrive
 from hilda_cache.drives.transforms import inverse_se3, se3, transform_points
 from hilda_schema.errors import DriveError, MissingSensor
@@ -87,6 +88,20 @@ class Argoverse2(FolderDrive):
             check_range(in_ego.xyz_m, path)
             xyz_m = transform_points(inverse_se3(info.ego_SE3_lidar), in_ego.xyz_m).astype(np.float32)
             return Frame(info, replace(in_ego, xyz_m=xyz_m), PointsReport(non_finite=dropped))
+
+    def annotations(self, scene: str) -> dict[str, Annotation]:
+        """Boxes of the sweeps whose stamp `annotations.feather` has."""
+        frames = self.frames(scene)
+        path = self.below(self.folders[scene] / "annotations.feather")
+        numbers = ("timestamp_ns", "length_m", "width_m", "height_m", *_POSE, "num_interior_pts")
+        table = _read_table(path, numbers, ("track_uuid", "category"))
+        stamps_ns = _integers(table, "timestamp_ns", np.int64, path)
+        found = {}
+        for info in frames:
+            rows = np.flatnonzero(stamps_ns == info.stamp_ns)
+            if len(rows):
+                found[info.key.frame] = _annotation(table, rows, inverse_se3(info.ego_SE3_lidar), path)
+        return found
 
     def _frames(self, scene: str, folder: Path) -> tuple[FrameInfo, ...]:
         sweeps = _stamped(folder / "sensors" / "lidar", ".feather")
@@ -168,6 +183,19 @@ def _read_table(path: Path, numbers: tuple[str, ...], text: tuple[str, ...] = ()
 def _pose(table: dict[str, NDArray[Any]], row: int, where: str) -> Float64Array:
     qw, qx, qy, qz, *translation_m = (table[name][row] for name in _POSE)
     return se3((qw, qx, qy, qz), translation_m, where)
+
+
+def _annotation(
+    table: dict[str, NDArray[Any]], rows: NDArray[np.intp], lidar_SE3_ego: Float64Array, path: Path
+) -> Annotation:
+    poses = [lidar_SE3_ego @ _pose(table, int(row), f"{path}, row {row}") for row in rows]
+    return Annotation(
+        lidar_SE3_box=np.stack(poses),
+        size_m=np.stack([table[name][rows] for name in ("length_m", "width_m", "height_m")], axis=1).astype(np.float64),
+        category=tuple(map(str, table["category"][rows])),
+        track=tuple(map(str, table["track_uuid"][rows])),
+        points=_integers(table, "num_interior_pts", np.int64, path)[rows],
+    )
 
 
 def _extrinsics(path: Path) -> dict[str, Float64Array]:

@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hilda_schema.errors import UsageError
 from hilda_schema.keys import Key
 
 Float64Array = NDArray[np.float64]
+
+WITH_BOXES = ("argoverse2", "nuscenes", "pandaset")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +90,17 @@ class Frame:
     report: PointsReport = PointsReport()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotation:
+    """The boxes of one annotated frame, M of them."""
+
+    lidar_SE3_box: Float64Array  # (M, 4, 4); a box's x points to its front, its centre is the origin
+    size_m: Float64Array  # (M, 3) length (along x), width, height
+    category: tuple[str, ...]  # (M,) the dataset's own names
+    track: tuple[str, ...]  # (M,) the same object in all frames of the scene
+    points: NDArray[np.int64] | None  # (M,) LiDAR points inside, where the publisher counts them
+
+
 class Drive(ABC):
     """A dataset on disk, read from its raw files alone.
 
@@ -112,3 +126,12 @@ class Drive(ABC):
     @abstractmethod
     def read(self, info: FrameInfo) -> Frame:
         """Read the frame's points and labels; points with a non-finite value are dropped and counted."""
+
+    def annotations(self, scene: str) -> dict[str, Annotation]:
+        """Boxes of the scene's annotated frames, by the frame's name.
+
+        Raises:
+            UsageError: this reader knows of no boxes; or there is no such scene.
+            DriveError: the annotations are missing or damaged.
+        """
+        raise UsageError(f"{self.dataset} has no boxes that are read here", f"they are of {', '.join(WITH_BOXES)}")

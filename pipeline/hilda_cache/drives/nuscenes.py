@@ -34,7 +34,8 @@ from hilda_cache.drives.files import (
     read_bytes,
     read_float32_rows,
 )
-from hilda_cache.drives.frame import CameraView, Drive, Float64Array, Frame, FrameInfo, Points, PointsReport
+from hilda_cache.drives.frame import Annotation, CameraView, Drive, Float64Array, Frame, FrameInfo, Points, PointsReport
+from hilda_cache.drives.nuscenes_boxes import BoxTable
 from hilda_cache.drives.nuscenes_tables import Index, Reading, SceneReadings, load_index
 from hilda_cache.drives.scenes import unknown_scene
 from hilda_cache.drives.transforms import inverse_se3, se3
@@ -80,6 +81,7 @@ class NuScenes(Drive):
         others = sorted(channels.difference(_CAMERAS))
         self.camera_names = (*(name for name in _CAMERAS if name in channels), *others)
         self._latest: tuple[str, tuple[FrameInfo, ...]] = ("", ())
+        self._boxes: BoxTable | None = None
 
     def scenes(self) -> tuple[str, ...]:
         """Names of all scenes in the tables, sorted; their sensor files need not be on the disk."""
@@ -113,6 +115,18 @@ class NuScenes(Drive):
             kept, dropped = drop_non_finite(points)
             check_range(kept.xyz_m, path)
             return Frame(info, kept, PointsReport(non_finite=dropped))
+
+    def annotations(self, scene: str) -> dict[str, Annotation]:
+        """Boxes of the scene's keyframes; the tables of all boxes are read once."""
+        frames = {info.key.frame: info for info in self.frames(scene)}
+        if self._boxes is None:
+            keyframes = (sweep for each in self._index.scenes.values() for sweep in each.sweeps if sweep.is_keyframe)
+            self._boxes = BoxTable(contained(self.root, self.version), [sweep.sample.token for sweep in keyframes])
+        return {
+            sweep.token: self._boxes.of_sample(sweep.sample.token, inverse_se3(frames[sweep.token].world_SE3_lidar))
+            for sweep in self._index.scenes[scene].sweeps
+            if sweep.is_keyframe
+        }
 
     def _frames(self, scene: SceneReadings) -> tuple[FrameInfo, ...]:
         sweeps = _thinned(scene.sweeps, self.every)

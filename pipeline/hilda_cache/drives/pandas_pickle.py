@@ -6,6 +6,7 @@ a BlockManager, that holds 2-D blocks of one dtype with the columns they stand f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -42,23 +43,25 @@ _NAMES = {
     "builtins.bytearray": "bytearray",
 }
 _NUMERIC_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+_OBJECT_CODES = ("O", "O8")
 _OFFSET_DTYPES = {"string": "<i4", "large_string": "<i8"}
 
 
-def read_columns(path: Path, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """Read numeric columns of a pickled DataFrame, plain or gzip-compressed, running nothing of it.
+def read_columns(path: Path, wanted: tuple[str, ...], text: tuple[str, ...] = ()) -> dict[str, NDArray[Any]]:
+    """Read columns of a pickled DataFrame, plain or gzip-compressed, running nothing of it.
 
     Args:
         path: the file.
-        wanted: names of the columns.
+        wanted: names of numeric columns.
+        text: names of columns of strings.
 
     Returns:
-        name -> (N,) read-only array of its own numeric dtype, all of one length; columns that share a block with
-        a wanted one come along.
+        name -> (N,) read-only array of its own numeric dtype, or of `str` objects, all of one length; columns that
+        share a block with a wanted one come along.
 
     Raises:
         MissingSensor: the file is not there.
-        DriveError: it is damaged, holds anything but a DataFrame of numbers, or lacks a wanted column.
+        DriveError: it is damaged, holds anything but a DataFrame, or lacks a wanted column of that kind.
     """
     frame = read_pickle(path, _NAMES)
     try:
@@ -73,10 +76,12 @@ def read_columns(path: Path, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]
                 if block.ndim != 2 or len(block) != len(names):
                     raise ValueError(f"a block of shape {block.shape} stands for {len(names)} columns")
                 columns |= zip(names, block, strict=True)
+            elif not set(text).isdisjoint(names):
+                columns |= {name: column for name, column in _texts(values, names) if name in text}
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         message = f"{path} is not a DataFrame of a known layout: {error}"
         raise DriveError(message, "write it with pandas 1.0 to 3.1, or report this file's pandas version") from error
-    if missing := [name for name in wanted if name not in columns]:
+    if missing := [name for name in wanted + text if name not in columns]:
         raise DriveError(f"{path} has no column {missing[0]!r}, only {str(labels)[:200]}", "this is no such table")
     if len({len(column) for column in columns.values()}) > 1:
         raise DriveError(f"{path} has columns of different lengths", "download the file again")
@@ -126,6 +131,28 @@ def _arrow_strings(array: Call) -> list[str]:
     raw = [_bytes(buffer.args[0]) for buffer in buffers[1:]]
     offsets = np.frombuffer(raw[0], _OFFSET_DTYPES[kind.args[0]])[start : start + length + 1].tolist()
     return [raw[1][begin:end].decode() for begin, end in pairwise(offsets)]
+
+
+def _texts(value: Any, names: list[str]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Columns of a block of strings; one that holds anything else is left out, and then missing."""
+    fortran = False
+    if value.name == "ArrowStringArray":
+        flat: Any = _arrow_strings(value.state["_pa_array"])
+        shape: Any = (1, len(flat))
+    elif value.name == "StringArray":
+        flat = value.state[1].state[4]
+        shape = (1, len(flat))
+    elif value.name == "array" and value.state[2].args[0] in _OBJECT_CODES:
+        _, shape, _, fortran, flat = value.state
+    else:
+        return
+    if not isinstance(flat, list) or tuple(shape) != (len(names), len(flat) // len(names)):
+        raise ValueError(f"a block of strings does not stand for {len(names)} columns")
+    rows = shape[1]
+    for k, name in enumerate(names):
+        column = flat[k :: len(names)] if fortran else flat[k * rows : (k + 1) * rows]
+        if all(isinstance(each, str) for each in column):
+            yield name, np.array(column, dtype=object)
 
 
 def _array(value: Any) -> NDArray[Any]:

@@ -3,6 +3,7 @@
     <root>/002/lidar/{00.pkl.gz, ..., poses.json, timestamps.json}
     <root>/002/camera/front_camera/{00.jpg, ..., intrinsics.json, poses.json, timestamps.json}
     <root>/002/annotations/semseg/{00.pkl.gz, ...}      for some scenes
+    <root>/002/annotations/cuboids/{00.pkl.gz, ...}     boxes, in the world
 
 `.pkl` beside `.pkl.gz` is read too: one mirror gives the sweeps out unpacked.
 
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilda_cache.drives.files import check_range, first_image_size_px, naming_frame, read_json
-from hilda_cache.drives.frame import CameraView, Float64Array, Frame, FrameInfo, Points, PointsReport
+from hilda_cache.drives.frame import Annotation, CameraView, Float64Array, Frame, FrameInfo, Points, PointsReport
 from hilda_cache.drives.pandas_pickle import read_columns
 from hilda_cache.drives.scenes import FolderDrive, check_time_order
 from hilda_cache.drives.transforms import interpolate_se3, inverse_se3, se3, transform_points
@@ -39,6 +40,8 @@ PUBLISHED_IMAGE_SIZE_PX = (1920, 1080)
 
 _CAMERAS = ("front_camera", "front_left_camera", "front_right_camera", "left_camera", "right_camera", "back_camera")
 _LIDARS = {"pandar64": (0,), "pandargt": (1,), "both": (0, 1)}  # option -> values of column d
+# Where both LiDARs see an object it has a box for each, of its own time: column cuboids.sensor_id, else -1.
+_BOXES_OF = {"pandar64": (-1, 0), "pandargt": (-1, 1), "both": (-1, 0)}
 _MAX_OFFSET_S = 1.0  # of a point's time stamp from the sweep's; a sweep takes 0.1 s
 _INCOMPLETE = "download the scene again"
 
@@ -84,6 +87,16 @@ class PandaSet(FolderDrive):
             kept = chosen & np.isfinite(rows).all(axis=1)
             points = _points(rows[kept], info, None if label is None else label[kept])
             return Frame(info, points, PointsReport(non_finite=int(chosen.sum() - kept.sum())))
+
+    def annotations(self, scene: str) -> dict[str, Annotation]:
+        """Boxes of every frame; points inside are not counted by the publisher."""
+        frames, folder = self.frames(scene), self.folders[scene] / "annotations" / "cuboids"
+        if not folder.is_dir():
+            raise DriveError(f"{folder} is not there: the scene has no boxes", _INCOMPLETE)
+        return {
+            info.key.frame: _annotation(self._table(folder, k), info, _BOXES_OF[self.lidar])
+            for k, info in enumerate(frames)
+        }
 
     def _frames(self, scene: str, folder: Path) -> tuple[FrameInfo, ...]:
         stamps_ns = _stamps(folder / "lidar" / "timestamps.json")
@@ -144,6 +157,30 @@ def _points(rows: Float64Array, info: FrameInfo, label: NDArray[np.uint16] | Non
         raise DriveError(f"{path}: points lie more than {_MAX_OFFSET_S} s from the sweep's time stamp", _INCOMPLETE)
     offset_ns = np.rint(offset_s * 1e9).astype(np.int32)
     return Points(xyz_m.astype(np.float32), intensity.astype(np.float32), time_offset_ns=offset_ns, label=label)
+
+
+def _annotation(path: Path, info: FrameInfo, sensors: tuple[int, ...]) -> Annotation:
+    centre = tuple(f"position.{axis}" for axis in "xyz")
+    extent = tuple(f"dimensions.{axis}" for axis in "yxz")  # y is the length: a box of yaw 0 looks along y
+    numbers = (*centre, *extent, "yaw", "cuboids.sensor_id")
+    with naming_frame(info.key):
+        table = read_columns(path, numbers, ("uuid", "label"))
+        rows = np.flatnonzero(np.isin(table["cuboids.sensor_id"], sensors))
+        columns = np.stack([table[name][rows].astype(np.float64) for name in (*centre, *extent, "yaw")], axis=1)
+        if not np.isfinite(columns).all():
+            raise DriveError(f"{path} has a box that is not finite", _INCOMPLETE)
+        heading = columns[:, 6] + np.pi / 2
+        world_SE3_box = np.tile(np.eye(4), (len(rows), 1, 1))
+        world_SE3_box[:, 0, 0] = world_SE3_box[:, 1, 1] = np.cos(heading)
+        world_SE3_box[:, 1, 0], world_SE3_box[:, 0, 1] = np.sin(heading), -np.sin(heading)
+        world_SE3_box[:, :3, 3] = columns[:, :3]
+        return Annotation(
+            lidar_SE3_box=inverse_se3(info.world_SE3_lidar) @ world_SE3_box,
+            size_m=columns[:, 3:6],
+            category=tuple(map(str, table["label"][rows])),
+            track=tuple(map(str, table["uuid"][rows])),
+            points=None,
+        )
 
 
 def _labels(path: Path, points: int) -> NDArray[np.uint16]:

@@ -49,6 +49,26 @@ def quaternion_to_matrix(wxyz: ArrayLike, where: str = "") -> Float64Array:
     )
 
 
+def quaternion_wxyz(rotation: Float64Array) -> list[float]:
+    """Unit quaternion of a rotation matrix, scalar first and not negative.
+
+    The eigenvector of Bar-Itzhack (2000), "New method for extracting the quaternion from a rotation matrix": no
+    case is special, and it is exact to rounding for every rotation.
+    """
+    r = rotation
+    symmetric = np.array(
+        [
+            [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
+            [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
+            [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], 0],
+            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
+        ]
+    )
+    x, y, z, w = np.linalg.eigh(symmetric)[1][:, -1]
+    sign = -1.0 if w < 0 else 1.0
+    return [float(sign * value) for value in (w, x, y, z)]
+
+
 def se3(rotation_or_quaternion_wxyz: ArrayLike, translation_m: ArrayLike, where: str = "") -> Float64Array:
     """Rigid transform from its rotation and translation.
 

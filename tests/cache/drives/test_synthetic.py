@@ -31,7 +31,7 @@ from hilda_cache.drives.synthetic.raycast import (
 from hilda_cache.drives.synthetic.render import render, still_shadow
 from hilda_cache.drives.synthetic.road import Ground, Region, Road, SideStreet
 from hilda_cache.drives.synthetic.scene import draw_scene
-from hilda_cache.drives.synthetic.tables import quaternion_wxyz
+from hilda_cache.drives.transforms import quaternion_wxyz
 from hilda_schema.errors import UsageError
 
 TINY_IMAGE = (176, 99)  # of the shared tiny drive

@@ -65,3 +65,43 @@ def unlabelled_cache(tmp_path_factory):
     start_store(path, recipe, planned_parts=len(parts))
     finish_store(path, recipe, [write_part(path, recipe, part) for part in parts])
     return path
+
+
+@pytest.fixture(scope="session")
+def echo():
+    """echo(channels): a backbone that gives points back what a test writes beside them: a head on it that fails does so
+    by its own fault."""
+    import torch
+
+    from hilda_train.students.student import Level, Student
+
+    class Echo(Student):
+        def __init__(self, channels):
+            super().__init__()
+            self.channels = (channels,)
+            self.register_buffer("unused", torch.zeros(1))
+
+        def encode(self, batch):
+            return [Level.of_points(batch.feats, batch)]
+
+    return Echo
+
+
+@pytest.fixture(scope="session")
+def overfit():
+    """overfit(model, seen, steps): train a head on few examples."""
+    import torch
+
+    def learn(model, seen, steps, lr=1e-2):
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+        model.train()
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * (1 - step / steps)
+            optimizer.zero_grad()
+            model.loss(seen).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+        model.eval()
+
+    return learn

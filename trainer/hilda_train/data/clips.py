@@ -48,19 +48,19 @@ def clips_of(frames: pa.Table, cache: int, gap_s: float) -> list[Clip]:
     for scene in dict.fromkeys(scenes):
         rows = np.flatnonzero(scenes == scene)
         rows = rows[np.argsort(stamps_s[rows], kind="stable")]
-        before = _nearest(stamps_s[rows], -gap_s)
-        after = _nearest(stamps_s[rows], gap_s)
+        before = nearest_in_time(stamps_s[rows], -gap_s, TOLERANCE * gap_s)
+        after = nearest_in_time(stamps_s[rows], gap_s, TOLERANCE * gap_s)
         clips += [Clip(cache, _row(rows, before[k]), int(row), _row(rows, after[k])) for k, row in enumerate(rows)]
     return sorted(clips, key=lambda clip: clip.current)
 
 
-def _nearest(stamps_s: NDArray[np.float64], gap_s: float) -> NDArray[np.int64]:
-    """For each stamp, the position of the stamp nearest to it plus the gap; -1 where none is near enough."""
-    wanted = stamps_s + gap_s
+def nearest_in_time(stamps_s: NDArray[np.float64], offset_s: float, tolerance_s: float) -> NDArray[np.int64]:
+    """For each of ascending stamps, the position of the one nearest to it plus the offset; -1 where none is near."""
+    wanted = stamps_s + offset_s
     right = np.searchsorted(stamps_s, wanted).clip(0, len(stamps_s) - 1)
     left = (right - 1).clip(0)
     nearest = np.where(np.abs(stamps_s[left] - wanted) <= np.abs(stamps_s[right] - wanted), left, right)
-    near = np.abs(stamps_s[nearest] - wanted) <= TOLERANCE * abs(gap_s)
+    near = np.abs(stamps_s[nearest] - wanted) <= tolerance_s
     return np.where(near, nearest, -1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from hilda_schema.durable import write_atomically
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.reader import Cache, open_cache
 from hilda_schema.terminal import say
@@ -34,10 +35,14 @@ from hilda_train.evaluate.splits import (
 )
 from hilda_train.evaluate.sweeps import require_sensors, sweep_scan_options
 from hilda_train.evaluate.training import Scores, Task, learn_and_test
-from hilda_train.run import describe_caches, write_atomically
+from hilda_train.prepare import pinned_urls
+from hilda_train.run import describe_caches
 from hilda_train.train_state import seed_random
 
 Evaluation = Literal["probe", "finetune"]
+
+Usable = Callable[[Sequence[Cache], Sequence[Place]], list[Place]]
+"""Which frames have what a task needs of them; an error where none has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ def open_caches(asked: Asked, config: FitConfig, classes: Classes) -> tuple[tupl
     caches = tuple(open_cache(url) for url in urls)
     for cache in caches:
         classes.table(cache.manifest.recipe.dataset.name)
-    return urls, caches
+    return pinned_urls(urls, caches), caches
 
 
 def require_places(asked: Asked) -> None:
@@ -197,9 +202,9 @@ def deterministic() -> None:
 
 
 def choose_frames(
-    asked: Asked, config: FitConfig, caches: Sequence[Cache]
+    asked: Asked, config: FitConfig, caches: Sequence[Cache], usable: Usable = labelled
 ) -> tuple[list[Place], list[Place], list[Place]]:
-    """All training frames, those of them that are used, and test frames; all with labels.
+    """All training frames, those of them that are used, and test frames; all of them `usable`.
 
     Where no scenes are asked for, a backbone's own are taken: it is tested on what its pre-training held out.
 
@@ -227,7 +232,7 @@ def choose_frames(
         test = Wanted(asked.train_scenes or data.scenes, (), frames[1], "--test-frames")
     else:
         test = Wanted(data.held_out, (), frames[1], "data.held_out")
-    tested, trained = (labelled(caches, frames_of(caches, wanted)) for wanted in (test, train))
+    tested, trained = (usable(caches, frames_of(caches, wanted)) for wanted in (test, train))
     require_apart(trained, tested, caches)
     return trained, few(caches, trained, asked.share_percent, asked.split), tested
 

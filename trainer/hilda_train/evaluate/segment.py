@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,7 +31,28 @@ from hilda_train.students import Student
 _NUMBERED = re.compile(r"(?:spatial_mix|channel_mix)\.(\d+)\.")  # a WaffleIron's layers
 
 
-class Segmenter(nn.Module):
+class OnBackbone(nn.Module):
+    """A backbone with something on top of it.
+
+    Args:
+        student: the backbone.
+        frozen: the backbone learns nothing and stays in evaluation mode.
+    """
+
+    def __init__(self, student: Student, *, frozen: bool) -> None:
+        super().__init__()
+        self.student, self.frozen = student, frozen
+        student.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but never of a frozen backbone."""
+        super().train(mode)
+        if self.frozen:
+            self.student.eval()
+        return self
+
+
+class Segmenter(OnBackbone):
     """A backbone and a linear head that starts from zero.
 
     Args:
@@ -42,9 +63,7 @@ class Segmenter(nn.Module):
     """
 
     def __init__(self, student: Student, classes: int, *, norm: bool, frozen: bool) -> None:
-        super().__init__()
-        self.student, self.frozen = student, frozen
-        student.requires_grad_(not frozen)
+        super().__init__(student, frozen=frozen)
         channels = student.channels[-1]
         linear = nn.Linear(channels, classes)
         nn.init.zeros_(linear.weight)
@@ -53,13 +72,6 @@ class Segmenter(nn.Module):
         # moving average would still hold on to the mean 0 and variance 1 that it starts from.
         self.norm: nn.Module = nn.BatchNorm1d(channels, momentum=None if frozen else 0.1) if norm else nn.Identity()
         self.linear = linear
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """Training mode, but never of a frozen backbone."""
-        super().train(mode)
-        if self.frozen:
-            self.student.eval()
-        return self
 
     def head(self, feats: Tensor) -> Tensor:
         """(M, C) features -> (M, K) logits."""
@@ -135,7 +147,7 @@ def segmentation_loss(model: Segmenter, encoded: Encoded, lovasz: float) -> Tens
     return loss
 
 
-def build_stage_optimizer(model: Segmenter, stage: StageConfig) -> torch.optim.Optimizer:
+def build_stage_optimizer(model: OnBackbone, stage: StageConfig) -> torch.optim.Optimizer:
     """An optimiser with the rates that a stage gives to head and layers."""
     groups: list[dict[str, Any]] = []
     for group in parameter_groups(model, stage.optim.weight_decay, stage.optim.decay_all):
@@ -146,7 +158,7 @@ def build_stage_optimizer(model: Segmenter, stage: StageConfig) -> torch.optim.O
     return optimizer_of(groups, stage.optim)
 
 
-def rate_factor(model: Segmenter, name: str, stage: StageConfig) -> float:
+def rate_factor(model: OnBackbone, name: str, stage: StageConfig) -> float:
     """By how much a parameter's rate differs from the stage's.
 
     The head's is `head_rate`. With D numbered layers, layer i of 0 .. D - 1 has layer_decay^(D - i) and what comes

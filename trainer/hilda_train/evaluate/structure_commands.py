@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hilda_schema.durable import write_atomically
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.terminal import say
 from hilda_train.checkpoint import of_step
@@ -28,7 +29,7 @@ from hilda_train.data.clips import Clip, clips_of
 from hilda_train.evaluate.restore import Restored, load_weights, restore_run, spread
 from hilda_train.evaluate.structure import structure_between, structure_of, zeroshot_accuracy
 from hilda_train.prepare import matches
-from hilda_train.run import CHECKPOINTS, write_atomically
+from hilda_train.run import CHECKPOINTS
 
 SWEEPS = 8
 PAIRS = 2048

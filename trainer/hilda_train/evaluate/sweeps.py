@@ -151,13 +151,30 @@ class LabelledSweeps(Dataset[LabelledSweep | HildaError]):
 
 def _whole(xyz_m: Tensor, truth: Tensor, kept: Tensor) -> Whole:
     """Where every recorded point takes its prediction from."""
-    if len(truth) and not len(kept):
+    reads = nearest_seen(xyz_m, kept)
+    return Whole(truth, reads, len(truth) - len(kept))
+
+
+def nearest_seen(xyz_m: Tensor, kept: Tensor) -> Tensor:
+    """Which of the points that the student sees each recorded point takes its prediction from: itself or the nearest.
+
+    Args:
+        xyz_m: (F, 3) the recorded sweep.
+        kept: (N,) ascending rows of it that the student sees.
+
+    Returns:
+        (F,) int64 in [0, N).
+
+    Raises:
+        TrainError: the student sees none.
+    """
+    if len(xyz_m) and not len(kept):
         raise TrainError("the student sees none of its points", "widen the range of student.voxels")
-    reads = torch.full((len(truth),), -1)
+    reads = torch.full((len(xyz_m),), -1)
     reads[kept] = torch.arange(len(kept))
     unseen = (reads < 0).nonzero()[:, 0]
     reads[unseen] = nearest_rows(xyz_m[unseen], xyz_m[kept])
-    return Whole(truth, reads, len(unseen))
+    return reads
 
 
 def join_sweeps(sweeps: Sequence[LabelledSweep | HildaError]) -> LabelledBatch | HildaError:

@@ -43,7 +43,7 @@ from hilda_train.optim import set_learning_rate
 from hilda_train.schedule import learning_rate
 
 _HOST = torch.device("cpu")
-_WORTH_SAYING = 2e9  # bytes
+WORTH_SAYING = 2e9  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def learn_and_test(model: Segmenter, task: Task, config: FitConfig, device: torc
     tests = epochs if task.protocol.report == "best" else 1
     best: Scores | None = None
     losses: list[float] = []
-    meter = _LossMeter(source.kept_count + steps + tests * len(task.test))
+    meter = LossMeter(source.kept_count + steps + tests * len(task.test))
     with meter:
         source.keep(meter)
         optimizer = build_stage_optimizer(model, task.stage)
@@ -119,7 +119,7 @@ def learn_and_test(model: Segmenter, task: Task, config: FitConfig, device: torc
     return best
 
 
-class _LossMeter(Meter):
+class LossMeter(Meter):
     """A progress bar with the loss of the last step behind it."""
 
     def __init__(self, total: int) -> None:
@@ -136,7 +136,7 @@ def _train(
     batches: Iterable[Encoded],
     rates: Sequence[float],
     lovasz: float,
-    meter: _LossMeter,
+    meter: LossMeter,
 ) -> float:
     """Take a step with each rate; the mean loss."""
     model.train()
@@ -176,7 +176,7 @@ class _Source:
         """Sweeps that are encoded once, before the first step."""
         return len(self._task.train) if self._keeps else 0
 
-    def keep(self, meter: _LossMeter) -> None:
+    def keep(self, meter: LossMeter) -> None:
         """Encode every sweep once, where they will be the same each time."""
         if not self._keeps:
             return
@@ -185,7 +185,7 @@ class _Source:
         dtype = torch.float16 if self._task.protocol.keep == "float16" else torch.float32
         for encoded in self._encoded(one_by_one):
             self._kept.append(Encoded(encoded.feats.to(dtype), encoded.rows, encoded.target).to(_HOST))
-            if len(self._kept) == 1 and (size := self._kept[0].bytes * len(self._sweeps)) > _WORTH_SAYING:
+            if len(self._kept) == 1 and (size := self._kept[0].bytes * len(self._sweeps)) > WORTH_SAYING:
                 say(f"keeping features of {len(self._sweeps)} sweeps: about {human_bytes(size)} of memory")
             meter.advance()
 
@@ -205,7 +205,7 @@ class _Source:
 
 
 def _test(
-    model: Segmenter, task: Task, config: FitConfig, device: torch.device, epoch: int, meter: _LossMeter
+    model: Segmenter, task: Task, config: FitConfig, device: torch.device, epoch: int, meter: LossMeter
 ) -> Scores:
     """Predict the test frames, as they were recorded and whole."""
     scan = sweep_scan_options(config, task.protocol.intensity, None)

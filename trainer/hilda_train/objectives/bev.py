@@ -6,7 +6,7 @@ Legend: M rows of student features, C student channels, S samples, F frames, K o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -92,6 +92,12 @@ def collapse_cells(features: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return cells, torch.cat((mean, largest, torch.ones_like(count)[:, None]), dim=1)
 
 
+def collapse_sweep(sweep: SweepFeatures, grid: BevGrid) -> tuple[Tensor, Tensor]:
+    """`collapse_cells` of a sweep's rows inside the grid's square: (K,) sample * H * W + cell, and (K, 2 C + 1)."""
+    cell, inside = grid.cell_of(sweep.xyz_m)
+    return collapse_cells(sweep.features[inside], (sweep.sample * grid.cells**2 + cell)[inside])
+
+
 class BevHistory(nn.Module):
     """Sweeps t-1 and t0, collapsed and mixed into one dense map C_history.
 
@@ -122,14 +128,14 @@ class BevHistory(nn.Module):
         Returns:
             (S, D, H, W), at least float32.
         """
-        cells_per_sample = self.grid.cells**2
-        history = at_least_float32(self.bias).expand(samples * cells_per_sample, -1)
-        for mix, sweep in zip(self.mix, sweeps, strict=True):
-            cell, inside = self.grid.cell_of(sweep.xyz_m)
-            flat = (sweep.sample * cells_per_sample + cell)[inside]
-            cells, collapsed = collapse_cells(sweep.features[inside], flat)
-            history = history.index_add(0, cells, mix(collapsed).to(history.dtype))
+        return self.mixed((collapse_sweep(sweep, self.grid) for sweep in sweeps), samples)
+
+    def mixed(self, collapsed: Iterable[tuple[Tensor, Tensor]], samples: int) -> Tensor:
+        """The map of sweeps that are collapsed already, see `collapse_sweep`; (S, D, H, W)."""
         side = self.grid.cells
+        history = at_least_float32(self.bias).expand(samples * side**2, -1)
+        for mix, (cells, values) in zip(self.mix, collapsed, strict=True):
+            history = history.index_add(0, cells, mix(values).to(history.dtype))
         return history.view(samples, side, side, len(self.bias)).permute(0, 3, 1, 2)
 
 

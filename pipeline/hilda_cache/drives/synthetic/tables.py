@@ -19,6 +19,7 @@ from hilda_cache.drives.synthetic.categories import ATTRIBUTES, CATEGORIES, VISI
 from hilda_cache.drives.synthetic.rig import Camera, Rig
 from hilda_cache.drives.synthetic.scene import Scene
 from hilda_cache.drives.synthetic.world import Agent
+from hilda_cache.drives.transforms import quaternion_wxyz
 
 VERSION = "v1.0-synthetic"
 
@@ -191,26 +192,6 @@ class Tables:
 def log_name(seed: int, scene: Scene) -> str:
     """What a scene's files are named after."""
     return f"synthetic-{seed}-{scene.name}"
-
-
-def quaternion_wxyz(rotation: Float64Array) -> list[float]:
-    """Unit quaternion of a rotation matrix, scalar first and not negative.
-
-    The eigenvector of Bar-Itzhack (2000), "New method for extracting the quaternion from a rotation matrix": no
-    case is special, and it is exact to rounding for every rotation.
-    """
-    r = rotation
-    symmetric = np.array(
-        [
-            [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
-            [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
-            [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], 0],
-            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
-        ]
-    )
-    x, y, z, w = np.linalg.eigh(symmetric)[1][:, -1]
-    sign = -1.0 if w < 0 else 1.0
-    return [float(sign * value) for value in (w, x, y, z)]
 
 
 def _pose(a_SE3_b: Float64Array) -> Row:
