@@ -128,7 +128,7 @@ def doctor(as_json: Json = False) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    # Threads that wait for others sleep. By default they spin, and where something else runs on the machine, every
-    # product then waits for a thread that waits for a core. Read when torch is loaded, so set before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait for others sleep soon. By default they spin for long, and where something else runs on the
+    # machine, every product waits for a thread that waits for a core: twice the time. libgomp's; read with torch.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     run(app)
