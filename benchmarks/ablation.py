@@ -29,7 +29,6 @@ ARMS = (
     Arm("HilDA, decoder", "hilda_bce", (*small_head(), *small_occupancy()), "49.1"),
     Arm("HilDA, ALSO", "hilda_also", (*small_head(), "objectives.occupancy.queries=1024"), "54.7"),
 )
-UNITS = {"probe": "mIoU (%)", "fine-tuned, 5 %": "mIoU (%)"}
 
 
 def main() -> None:
@@ -54,7 +53,7 @@ def main() -> None:
     print(f"\nmIoU in per cent, mean ± standard deviation of {len(setting.seeds)} seeds, {arguments.steps} steps;")
     print("published: nuScenes, linear probe / fine-tuned on 1 %")
     print(table(scores, ARMS, against="base"))
-    plot(scores, ARMS, arguments.work / "ablation.png", UNITS)
+    plot(scores, ARMS, arguments.work / "ablation.png")
     record(arguments.work / "ablation.json", scores, setting.seeds, steps=arguments.steps)
 
 

@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,10 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """One evaluation, as the words of a `hilda-train` command after the weights."""
+    """One evaluation that ends in an mIoU: the `hilda-train` command, and its words after the weights."""
 
     name: str
     words: tuple[str, ...]
-    field: str = "miou"
-    percent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +83,7 @@ def _run(setting: Setting, arm: Arm, seed: int, like: str) -> dict[str, float]:
         if not out.exists():
             words = (judge.words[0], *weights, *caches, *judge.words[1:], "--seed", seed, "-o", out)
             hilda(*words, log=folder / f"{judge.name}.log")
-        value = float(json.loads(out.read_text())[judge.field])
-        values[judge.name] = 100 * value if judge.percent else value
+        values[judge.name] = 100 * float(json.loads(out.read_text())["miou"])
     print(f"{arm.name} seed {seed}: " + ", ".join(f"{name} {v:.2f}" for name, v in values.items()), flush=True)
     return values
 
@@ -130,7 +127,7 @@ def _spread(values: Sequence[float], *, signed: bool = False) -> str:
     return f"{mean:+.2f} ± {spread:.2f}" if signed else f"{mean:.2f} ± {spread:.2f}"
 
 
-def plot(scores: Scores, arms: Sequence[Arm], path: Path, units: Mapping[str, str]) -> None:
+def plot(scores: Scores, arms: Sequence[Arm], path: Path) -> None:
     """Write a picture: a panel for each evaluation, a row for each arm, a dot for each seed, a bar at the mean."""
     from matplotlib.figure import Figure
 
@@ -142,7 +139,7 @@ def plot(scores: Scores, arms: Sequence[Arm], path: Path, units: Mapping[str, st
             panel.plot(values, [row] * len(values), "o", color="#4477aa", markersize=5, alpha=0.7)
             panel.plot([statistics.fmean(values)] * 2, [row - 0.28, row + 0.28], color="#222222", linewidth=2)
         panel.set_yticks(range(len(arms)), [arm.name for arm in arms])
-        panel.set_xlabel(units[name])
+        panel.set_xlabel("mIoU (%)")
         panel.set_title(name, fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)

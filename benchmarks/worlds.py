@@ -26,9 +26,9 @@ SMALL = (
 )
 
 
-def small_head(width: int = 128) -> tuple[str, ...]:
+def small_head() -> tuple[str, ...]:
     """Heads as wide as the demo's."""
-    return (f"objectives.point.head.hidden={width}", f"objectives.global_context.head.hidden={width}")
+    return ("objectives.point.head.hidden=128", "objectives.global_context.head.hidden=128")
 
 
 def small_occupancy() -> tuple[str, ...]:

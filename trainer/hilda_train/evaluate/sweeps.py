@@ -11,16 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hilda_schema.errors import HildaError, TrainError, UsageError
-from hilda_schema.reader import Cache, Frame, PointArrays, open_cache
+from hilda_schema.reader import Cache, Frame, PointArrays
 from hilda_train.config import FitConfig
 from hilda_train.config.data import IntensityConfig
 from hilda_train.data.augment import IDENTITY, AugmentOptions, draw
-from hilda_train.data.batches import naming
 from hilda_train.data.scans import INTENSITY, ScanOptions, see_points, sensor_name
 from hilda_train.evaluate.classes import Classes
+from hilda_train.evaluate.frames import CacheFrames
 from hilda_train.evaluate.splits import Place
 from hilda_train.prepare import scan_options
 from hilda_train.students.neighbours import nearest_rows
@@ -103,34 +102,12 @@ def require_sensors(options: ScanOptions, caches: Sequence[Cache]) -> None:
             )
 
 
-class LabelledSweeps(Dataset[LabelledSweep | HildaError]):
-    """Frames of caches as labelled sweeps; items are asked for as (epoch, position, number).
-
-    As with `ClipDataset`, all that is random about an item follows from the seed and these numbers.
-    """
+class LabelledSweeps(CacheFrames[LabelledSweep]):
+    """Frames of caches as labelled sweeps."""
 
     def __init__(self, urls: Sequence[str], places: Sequence[Place], options: SweepOptions) -> None:
-        self.urls, self.places, self.options = tuple(urls), tuple(places), options
-        self._open: list[Cache] | None = None
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_open": None}  # a worker opens its own files
-
-    def __getitem__(self, item: tuple[int, int, int]) -> LabelledSweep | HildaError:
-        """One sweep; an error is handed on as a value, because a loader would wrap it in its own traceback."""
-        epoch, position, number = item
-        if self._open is None:
-            self._open = [open_cache(url) for url in self.urls]
-        try:
-            cache, row = self.places[number]
-            frame = self._open[cache][row]
-            with naming(frame):
-                return self._make(frame, np.random.default_rng([self.options.seed, epoch, position]))
-        except HildaError as error:
-            return error
+        super().__init__(urls, places, options.seed)
+        self.options = options
 
     def recorded(self, frame: Frame) -> tuple[PointArrays, Tensor]:
         """A frame's F points, and the (F,) int64 classes of them."""
@@ -139,7 +116,8 @@ class LabelledSweeps(Dataset[LabelledSweep | HildaError]):
         dataset = frame.cache.manifest.recipe.dataset
         return points, torch.from_numpy(self.options.classes.merge(points.label, dataset.name))
 
-    def _make(self, frame: Frame, rng: np.random.Generator) -> LabelledSweep:
+    def prepare(self, frame: Frame, rng: np.random.Generator) -> LabelledSweep:
+        """A frame's sweep, augmented where that is asked for, with its classes."""
         options, (points, truth) = self.options, self.recorded(frame)
         augmentation = draw(options.augment, rng) if options.augment else IDENTITY
         everyone, sensor = np.arange(len(points)), sensor_name(frame.cache.manifest.recipe.dataset)

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hilda_schema.errors import HildaError
-from hilda_schema.reader import Cache, Frame, open_cache
+from hilda_schema.reader import Cache, Frame
 from hilda_train.data.augment import IDENTITY, Augmentation, AugmentOptions, draw
-from hilda_train.data.batches import naming
 from hilda_train.data.clips import TOLERANCE, nearest_in_time
 from hilda_train.data.scans import ScanOptions, see_points, sensor_name
+from hilda_train.evaluate.frames import CacheFrames
 from hilda_train.evaluate.splits import Place
 from hilda_train.students.points import PointBatch
 
@@ -57,35 +56,17 @@ class ItemOptions:
     judged: bool  # whether what is needed to judge is wanted too
 
 
-class FrameItems(Dataset[Item[T] | HildaError]):
-    """Frames of caches as a task's items, asked for as (epoch, position, number).
-
-    As with `ClipDataset`, all that is random about an item follows from the seed and these numbers.
-    """
+class FrameItems(CacheFrames[Item[T]]):
+    """Frames of caches as a task's items."""
 
     def __init__(self, urls: Sequence[str], places: Sequence[Place], options: ItemOptions) -> None:
-        self.urls, self.places, self.options = tuple(urls), tuple(places), options
-        self._open: list[Cache] | None = None
+        super().__init__(urls, places, options.seed)
+        self.options = options
 
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_open": None}  # a worker opens its own files
-
-    def __getitem__(self, item: tuple[int, int, int]) -> Item[T] | HildaError:
-        """One item; an error is handed on as a value, because a loader would wrap it in its own traceback."""
-        epoch, position, number = item
-        if self._open is None:
-            self._open = [open_cache(url) for url in self.urls]
-        options, rng = self.options, np.random.default_rng([self.options.seed, epoch, position])
-        try:
-            cache, row = self.places[number]
-            frame = self._open[cache][row]
-            with naming(frame):
-                return self.make(frame, draw(options.augment, rng) if options.augment else IDENTITY, rng)
-        except HildaError as error:
-            return error
+    def prepare(self, frame: Frame, rng: np.random.Generator) -> Item[T]:
+        """One item, augmented where that is asked for."""
+        augment = self.options.augment
+        return self.make(frame, draw(augment, rng) if augment else IDENTITY, rng)
 
     @abstractmethod
     def make(self, frame: Frame, augmentation: Augmentation, rng: np.random.Generator) -> Item[T]:

@@ -8,14 +8,10 @@ from typing import Literal, TypeVar
 from pydantic import Field
 
 from hilda_train.config.data import AugmentConfig, IntensityConfig
-from hilda_train.config.files import described, find_file, read_file
 from hilda_train.config.section import Count, Positive, Section
-from hilda_train.config.text import assigned, validated
 from hilda_train.data.augment import AugmentOptions
-from hilda_train.evaluate.protocols import StageConfig
+from hilda_train.evaluate.protocols import StageConfig, read_protocol
 from hilda_train.objectives.bev import BevGrid
-
-EXAMPLE = "probe: {epochs: 20}"
 
 
 class BevConfig(Section):
@@ -59,18 +55,5 @@ P = TypeVar("P", bound=HeadProtocol)
 
 
 def load_head_protocol(kind: type[P], package: str, name_or_path: str, assignments: Sequence[str]) -> P:
-    """Read a task's protocol.
-
-    Args:
-        kind: its model.
-        package: that ships the task's files.
-        name_or_path: a shipped name, or a YAML file.
-        assignments: KEY=VALUE over it.
-
-    Raises:
-        UsageError: there is none of that name, or something is wrong in it or in an assignment.
-    """
-    file = find_file(name_or_path, package, "protocol")
-    where = described(file, "protocol")
-    protocol = validated(kind, read_file(file, where), where, EXAMPLE)
-    return validated(kind, assigned(protocol, assignments), "--set", EXAMPLE) if assignments else protocol
+    """Read a task's protocol; see `read_protocol`."""
+    return read_protocol(kind, package, name_or_path, assignments)

@@ -7,7 +7,7 @@ cannot be held against a number of another. Everything that a file leaves out ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,9 @@ from hilda_train.config.text import assigned, validated
 from hilda_train.config.training import Optim, Schedule
 from hilda_train.evaluate.metrics import Absent
 
-__all__ = ["Protocol", "StageConfig", "load_protocol", "protocol_names"]
+__all__ = ["Protocol", "StageConfig", "load_protocol", "protocol_names", "read_protocol"]
+
+EXAMPLE = "probe: {epochs: 20}"  # what a file may say, for messages
 
 
 class StageConfig(Section):
@@ -86,17 +88,26 @@ def protocol_names() -> tuple[str, ...]:
 
 
 def load_protocol(name_or_path: str, assignments: Sequence[str] = ()) -> Protocol:
+    """Read a protocol of segmentation; see `read_protocol`."""
+    return read_protocol(Protocol, __name__, name_or_path, assignments)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_protocol(kind: type[S], package: str, name_or_path: str, assignments: Sequence[str]) -> S:
     """Read a protocol.
 
     Args:
+        kind: its model.
+        package: that ships files of that kind.
         name_or_path: a shipped name, or a YAML file.
         assignments: KEY=VALUE over it.
 
     Raises:
         UsageError: there is none of that name, or something is wrong in it or in an assignment.
     """
-    file = find_file(name_or_path, __name__, "protocol")
+    file = find_file(name_or_path, package, "protocol")
     where = described(file, "protocol")
-    example = "probe: {epochs: 20}"
-    protocol = validated(Protocol, read_file(file, where), where, example)
-    return validated(Protocol, assigned(protocol, assignments), "--set", example) if assignments else protocol
+    protocol = validated(kind, read_file(file, where), where, EXAMPLE)
+    return validated(kind, assigned(protocol, assignments), "--set", EXAMPLE) if assignments else protocol
