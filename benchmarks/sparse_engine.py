@@ -5,9 +5,11 @@
 FOLDER holds nuscenes_keyframe/, pandaset/ and kitti_raw/; those that are absent are left out, and so are engines that
 are not installed. Every number of threads is a process of its own, in which the engines take turns on one sweep, ours
 and MinkowskiEngine with the same weights: medians over the repeats of CPU time, which on a shared machine wavers less
-than the wall clock (of wall time with several threads), kernel maps of a new sweep included. The floor is the same
-matrix products with nothing around them: no gather, no sum, no normalisation. Peak memory is that of one forward and
-backward pass in a fresh process, less what the process held before.
+than the wall clock (of wall time with several threads), kernel maps of a new sweep included. On a processor with
+bfloat16 arithmetic ours is also timed under bfloat16 autocast. The floor is the same matrix products in float32 with
+nothing around them, always on the same few buffers, which the processor's caches hold: no gather, no sum, no
+normalisation. The heap is set as in `hilda-train fit`, for all engines. Peak memory is that of one forward and backward
+pass in a fresh process, less what the process held before.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ import torch
 from torch import nn
 
 from hilda_train.data.voxelise import VoxelGrid, voxelise
+from hilda_train.heap import Heap
 from hilda_train.students.minkunet import MinkUNet
 from hilda_train.students.sparse import Geometry, SparseTensor, StridedConv, SubmanifoldConv, TransposedConv
 
 SWEEPS = {"nuscenes_keyframe": "nuscenes", "pandaset": "pandaset", "kitti_raw": "kitti_raw"}  # folder: dataset
 CHANNELS = 4
+BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 Product = tuple[int, int, int]  # rows, Cin, Cout
 
 
@@ -106,10 +110,11 @@ def describe(sweeps: dict[str, SparseTensor]) -> str:
 
 def measure_times(arguments: argparse.Namespace) -> None:
     """Print a line for every network, sweep and direction."""
+    Heap()
     (threads,) = arguments.threads
     names = [name for name in backends() if threads == 1 or name != "spconv"]
-    columns = "".join(f"{name:>12}" for name in ("floor ms", *names))
-    print(f"\n{f'{threads} thread(s)':46}{columns}   native to floor, to each other engine")
+    columns = "".join(f"{name:>12}" for name in ("floor ms", *names, *(["bfloat16"] if BFLOAT16 else [])))
+    print(f"\n{f'{threads} thread(s)':46}{columns}   native to each other column")
     for depth in arguments.depths:
         networks = {name: network_of(depth, name) for name in names}
         for name, sweep in load_sweeps(arguments.samples, arguments.sweeps).items():
@@ -122,6 +127,8 @@ def compare(title: str, networks: dict[str, MinkUNet], sweep: SparseTensor, repe
     for backward in (False, True):
         jobs = {"floor": floor(products, backward)}
         jobs |= {name: step_of(network, name, sweep, backward) for name, network in networks.items()}
+        if BFLOAT16:
+            jobs["bfloat16"] = torch.autocast("cpu", torch.bfloat16)(jobs["native"])
         ms = take_turns(jobs, repeats)
         ratios = ", ".join(f"{ms['native'] / each:.2f}" for name, each in ms.items() if name != "native")
         direction = "forward+backward" if backward else "forward"
@@ -232,16 +239,28 @@ def floor(products: list[Product], backward: bool) -> Callable[[], object]:
 
 
 def differences(networks: dict[str, MinkUNet], sweep: SparseTensor) -> str:
-    """Largest difference of outputs and of gradients between the engines, relative to the largest value."""
-    found = {}
-    for name in ("native", "minkowski"):
-        network = networks[name]
-        network.zero_grad()
-        x = network.engine.leave(network.decode(network.engine.enter(sweep))["block8"], sweep)
-        x.feats.square().mean().backward()
-        found[name] = [x.feats.detach(), *(parameter.grad for parameter in network.parameters())]
-    worst = [float((a - b).norm() / b.norm()) for a, b in zip(*found.values(), strict=True)]
-    return f"outputs {worst[0]:.1e}, gradients at most {max(worst[1:]):.1e}"
+    """Difference of outputs and of gradients between the engines, relative to the norm of MinkowskiEngine's."""
+    theirs = results_of(networks["minkowski"], sweep)
+    worst = apart(results_of(networks["native"], sweep), theirs)
+    said = f"outputs {worst[0]:.1e}, gradients at most {max(worst[1:]):.1e}"
+    if BFLOAT16:
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = apart(results_of(networks["native"], sweep), theirs)
+        said += f"; in bfloat16 outputs {rounded[0]:.1e}"
+    return said
+
+
+def results_of(network: MinkUNet, sweep: SparseTensor) -> list[torch.Tensor]:
+    """The output and all gradients of one step."""
+    network.zero_grad()
+    x = network.engine.leave(network.decode(network.engine.enter(sweep))["block8"], sweep)
+    x.feats.float().square().mean().backward()
+    return [x.feats.detach().float(), *(parameter.grad for parameter in network.parameters())]
+
+
+def apart(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> list[float]:
+    """Relative distance of each."""
+    return [float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs, strict=True)]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def small_occupancy() -> tuple[str, ...]:
         "objectives.occupancy.blocks=1",
         "objectives.occupancy.history_channels=16",
         "objectives.occupancy.base=16",
+        "objectives.occupancy.draws=4",
     )
 
 

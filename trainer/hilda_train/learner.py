@@ -274,4 +274,5 @@ def _occupancy(config: FitConfig, channels: int) -> OccupancyDiffusion | Occupan
         NoiseSchedule(occupancy.noise, occupancy.steps),
         lambda_x0=occupancy.lambda_x0,
         occupied_weight=occupancy.occupied_weight,
+        draws=occupancy.draws,
     )

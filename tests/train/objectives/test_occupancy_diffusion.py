@@ -123,10 +123,11 @@ def test_nan_predictions_show_in_the_loss():
 GRID = BevGrid(range_m=8.0, cell_m=0.5)  # 32 x 32
 
 
-def build(channels: int = 3, base: int = 16) -> OccupancyDiffusion:
+def build(channels: int = 3, base: int = 16, draws: int = 1) -> OccupancyDiffusion:
     torch.manual_seed(0)
     history = BevHistory(channels, 8, GRID)
-    return OccupancyDiffusion(history, UNet2d(9, base=base, multipliers=(1, 2), blocks=1), NoiseSchedule("cosine"))
+    network = UNet2d(9, base=base, multipliers=(1, 2), blocks=1)
+    return OccupancyDiffusion(history, network, NoiseSchedule("cosine"), draws=draws)
 
 
 def toy(samples: int = 2):
@@ -185,6 +186,32 @@ def test_the_same_generator_gives_the_same_loss_and_sample():
     assert not torch.equal(samples[0], samples[2])
     assert samples[0].shape == target.shape
     assert samples[0].abs().max() <= 1
+
+
+def test_several_draws_of_a_sample_are_samples_of_their_own_with_noise_levels_evenly_apart():
+    diffusion = build(draws=4)
+    torch.nn.init.normal_(diffusion.denoiser.leave[2].weight, std=0.1)
+    sweeps, target = toy()
+    seen = []
+    diffusion.denoiser.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    term = diffusion(sweeps, target, generators)
+    ((stacked, tau, velocity),) = seen
+    assert len(stacked) == 8
+    for levels in tau.view(2, 4).tolist():
+        assert {(b - a) % 1000 for a, b in zip(levels, levels[1:] + levels[:1], strict=True)} == {250}
+    assert torch.equal(stacked[0, 1:], stacked[3, 1:])  # one history
+    assert not torch.equal(stacked[0, 1:], stacked[4, 1:])
+    # The loss of each draw by itself, averaged by its observed cells, which are equally many here.
+    singles = []
+    for each in range(8):
+        noised, level, truth = stacked[each : each + 1, 0], tau[each : each + 1], target[each // 4 : each // 4 + 1]
+        abar = diffusion.schedule.abar[level].view(-1, 1, 1)
+        noise = (noised - abar.sqrt() * encode_target(truth)) / (1 - abar).sqrt()
+        guess = diffusion.schedule.noise_of_velocity(noised, velocity[each : each + 1, 0], level)
+        options = {"lambda_x0": 0.0, "occupied_weight": 5.0}
+        singles.append(occupancy_diffusion_loss(guess, noise, level, truth, diffusion.schedule, **options).loss)
+    torch.testing.assert_close(term.logs["noise"], torch.stack(singles).mean(), rtol=1e-4, atol=0)
 
 
 def test_no_sample_with_a_target_gives_zero_and_zero_gradients():

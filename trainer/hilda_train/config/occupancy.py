@@ -66,6 +66,17 @@ class DiffusionConfig(_ForecastConfig):
     noise: Literal["linear", "cosine"] = "linear"
     lambda_x0: NotNegative = 1.0
     """Weight of the clean estimate's squared error; 1 lets every noise level teach the same."""
+    draws: Count = 1
+    """Noise levels for each sample in a step. The history is computed once for all of them; with small batches several
+    make the gradient waver less."""
+
+    @model_validator(mode="after")
+    def _levels_are_apart(self) -> DiffusionConfig:
+        if self.draws > self.steps:
+            raise ValueError(
+                f"objectives.occupancy.draws = {self.draws} is more than objectives.occupancy.steps = {self.steps}"
+            )
+        return self
 
 
 class BceConfig(_ForecastConfig):

@@ -21,7 +21,7 @@ the student is never told that what the LiDAR could not see was free.
 
 Gradients reach the student through C_history; nothing is detached.
 
-Legend: S samples, H x W grid cells.
+Legend: S samples, R draws for each, H x W grid cells.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ class OccupancyDiffusion(nn.Module):
         schedule: the process.
         lambda_x0: lambda; 0 leaves the noise term alone.
         occupied_weight: of an occupied cell in the second term.
+        draws: R, of noise levels and noise for each sample, whose history is computed once. The levels of one sample
+            lie evenly apart, so that their mean wavers less than that of R independent ones (arXiv 2107.00630).
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class OccupancyDiffusion(nn.Module):
         *,
         lambda_x0: float = 1.0,
         occupied_weight: float = 5.0,
+        draws: int = 1,
     ) -> None:
         super().__init__()
         self.history = history
@@ -106,6 +109,7 @@ class OccupancyDiffusion(nn.Module):
         self.schedule = schedule
         self.lambda_x0 = lambda_x0
         self.occupied_weight = occupied_weight
+        self.draws = draws
 
     def forward(
         self,
@@ -113,7 +117,7 @@ class OccupancyDiffusion(nn.Module):
         target: Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Term:
-        """One random step of the process for each sample.
+        """R random steps of the process for each sample.
 
         Args:
             sweeps: t-1 and t0, with coordinates in the frame of t0.
@@ -121,8 +125,9 @@ class OccupancyDiffusion(nn.Module):
             generator: source of steps and noise, on the target's device: one, or one for each sample, whose draw
                 then does not depend on which samples share its batch; None: torch's own.
         """
-        history = self.history(sweeps, len(target))
+        history = self.history(sweeps, len(target)).repeat_interleave(self.draws, dim=0)
         tau, noise = self._draw(target, generator)
+        target = target.repeat_interleave(self.draws, dim=0)
         noised = self.schedule.add_noise(encode_target(target), noise, tau)
         return occupancy_diffusion_loss(
             self._denoise(noised, tau, history),
@@ -137,13 +142,15 @@ class OccupancyDiffusion(nn.Module):
     def _draw(
         self, target: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> tuple[Tensor, Tensor]:
-        """(S,) steps and (S, H, W) noise."""
+        """(S R,) steps and (S R, H, W) noise, the draws of one sample side by side."""
         if isinstance(generator, Sequence) and len(target):
             draws = [self._draw(each[None], own) for each, own in zip(target, generator, strict=True)]
             return torch.cat([tau for tau, _ in draws]), torch.cat([noise for _, noise in draws])
         source = generator if isinstance(generator, torch.Generator) else None
-        tau = torch.randint(self.schedule.steps, (len(target),), generator=source, device=target.device)
-        return tau, torch.randn(target.shape, generator=source, device=target.device)
+        first = torch.randint(self.schedule.steps, (len(target), 1), generator=source, device=target.device)
+        apart = torch.arange(self.draws, device=target.device) * self.schedule.steps // self.draws
+        tau = ((first + apart) % self.schedule.steps).flatten()
+        return tau, torch.randn((len(tau), *target.shape[1:]), generator=source, device=target.device)
 
     @torch.no_grad()
     def sample(
