@@ -14,15 +14,17 @@ import numpy as np
 import pyarrow.parquet as pq
 from crc32c import crc32c
 
-from hilda_schema.errors import HildaError
+from hilda_schema.errors import CacheCorrupt, HildaError
 from hilda_schema.keys import Key
 from hilda_schema.manifest import canonical_json, parse_json
 from hilda_schema.part import read_seal
 from hilda_schema.reader import Cache, open_cache
+from hilda_schema.root import load_history
 from hilda_schema.shard import CRC_BYTES, index_bytes
-from hilda_schema.storage import open_storage
+from hilda_schema.storage import LocalStorage, open_storage
 from hilda_schema.testing import tiny_cache
 from hilda_schema.verify import verify
+from hilda_schema.writer import read_manifest
 
 Prepared = tuple[Callable[[bytes], object], list[bytes]]
 """What to call with each input, and inputs that are right or nearly so."""
@@ -58,7 +60,21 @@ def manifest(work: Path) -> Prepared:
         path.write_bytes(signed(data))
         _use(store)
 
-    return target, [path.read_bytes(), _partial(path.read_bytes())]
+    return target, [path.read_bytes(), _partial(path.read_bytes()), _reduced(_partial(path.read_bytes()))]
+
+
+def history(work: Path) -> Prepared:
+    """history.json beside a lost manifest, signed again."""
+    store = _store(work)
+    recipe = read_manifest(store).recipe
+    path = store / "history.json"
+
+    def target(data: bytes) -> None:
+        path.write_bytes(signed(data))
+        if load_history(LocalStorage(store), recipe) is None:
+            raise CacheCorrupt("nobody believes it")
+
+    return target, [path.read_bytes()]
 
 
 def seal(work: Path) -> Prepared:
@@ -168,6 +184,17 @@ def _partial(manifest: bytes) -> bytes:
     return signed(canonical_json(content | nothing | {"state": "partial", "parts": [], "frames": 0}))
 
 
+def _reduced(manifest: bytes) -> bytes:
+    content = json.loads(manifest)
+    content["recipe"]["teachers"][0]["layers"][0]["reduction"] = {
+        "channels": 9,
+        "basis_sha256": "0" * 64,
+        "explained_variance": 0.5,
+        "method": "by hand",
+    }
+    return signed(canonical_json(content | {"schema_version": "1.1"}))
+
+
 def _store(work: Path) -> Path:
     """One part of two frames. What a run before this one has left is made anew."""
     shutil.rmtree(work / "store", ignore_errors=True)
@@ -196,5 +223,5 @@ def _use(store: Path) -> Cache:
     return cache
 
 
-HARNESSES = {each.__name__: each for each in (keys, canonical, manifest, seal, zarr_metadata, shard, frames)}
+HARNESSES = {each.__name__: each for each in (keys, canonical, manifest, history, seal, zarr_metadata, shard, frames)}
 __all__ = ["HARNESSES", "HildaError", "Prepared"]

@@ -38,6 +38,8 @@ def check_content(recipe: Recipe, content: PartContent) -> None:
 
 
 def _check_frames(recipe: Recipe, content: PartContent) -> None:
+    if any(layer.reduction for teacher in recipe.teachers for layer in teacher.layers):
+        raise CacheError("features of fewer channels are made from a store that has all", "use hilda-cache reencode")
     if not content.frames:
         raise CacheError(f"part {content.part} has no frames")
     for before, after in pairwise(content.frames):

@@ -28,6 +28,7 @@ from hilda_schema.encoding import (
 from hilda_schema.errors import CacheError
 from hilda_schema.layout import POINT_COLUMNS, layer_path
 from hilda_schema.manifest import EncodingError, EncodingInfo, LayerInfo, Recipe, TeacherInfo
+from hilda_schema.reduction import lift_channels, reduce_channels
 from hilda_schema.sampling import sample_grid
 
 Rows = list[NDArray[Any]]  # one array a frame (or one in all), to be laid end to end
@@ -127,6 +128,7 @@ def encode_features(
     values: Sequence[NDArray[np.float32]],
     keys: Sequence[str],
     cameras: tuple[str, ...],
+    basis: NDArray[np.float32] | None = None,
 ) -> EncodedArrays:
     """Encode one layer of all frames of a part and measure what was lost.
 
@@ -138,17 +140,23 @@ def encode_features(
             features at the pairs.
         keys: the frames' keys, for messages.
         cameras: the store's, for messages.
+        basis: (channels, C) where `values` have the model's C channels and the layer has fewer.
 
     Raises:
         CacheError: a feature is beyond what the encoding can hold, naming frame, camera and layer.
     """
     folder, name, point = layer_path(teacher, layer.name), f"{teacher}/{layer.name}", encoding.kind == "point"
+    originals = [_finite_rows(each) for each in values]
+    values = [reduce_channels(each, basis) for each in values] if basis is not None else values
     measured = [_finite_rows(each) for each in values]
     statistics = ChannelStatistics.of(measured, layer.channels) if encoding.dtype == "int8" else None
-    meter = ErrorMeter(statistics.mean if statistics else channel_mean(measured, layer.channels))
+    if statistics and basis is None:
+        meter = ErrorMeter(statistics.mean)
+    else:
+        meter = ErrorMeter(channel_mean(originals, layer.channels if basis is None else basis.shape[1]))
     features: Rows = []
     scales: Rows = []
-    for key, each, rows in zip(keys, values, measured, strict=True):
+    for key, each, original in zip(keys, values, originals, strict=True):
         stored: NDArray[Any]
         if statistics:
             stored, scale = encode_int8(each, statistics)
@@ -159,13 +167,16 @@ def encode_features(
             stored = encode_float16(each)
             _refuse_infinite(stored, key, cameras, name)
             decoded = decode_float16(stored)
-        meter.add(rows, _finite_rows(decoded))
+        found = _finite_rows(decoded)
+        meter.add(original, found if basis is None else lift_channels(found, basis))
         features.append(stored if point else stored[None])
     arrays = {f"{folder}/{'features' if point else 'tokens'}": features}
     if statistics:
         arrays[f"{folder}/scale"] = scales
         arrays[f"{folder}/channel_mean"] = [statistics.mean]
         arrays[f"{folder}/channel_scale"] = [statistics.scale]
+    if basis is not None:
+        arrays[f"{folder}/basis"] = [basis]
     return EncodedArrays(arrays, name, meter.result())
 
 

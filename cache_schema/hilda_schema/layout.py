@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hilda_schema.errors import UsageError
-from hilda_schema.manifest import SCHEMA_VERSION, LayerInfo, Recipe, TeacherInfo, canonical_json
+from hilda_schema.manifest import LayerInfo, Recipe, TeacherInfo, canonical_json
 
 SHARD_SUFFIX = "c"
 """Name of the first (and only) shard: "c" and one ".0" per dimension; the dot keeps it in its array's folder."""
@@ -200,14 +200,20 @@ def part_metadata(recipe: Recipe) -> bytes:
     """
     content = recipe.model_dump(mode="json", exclude={"selection"})
     return group_metadata(
-        {"hilda": {"encoding-type": "teacher-cache-part", "schema": SCHEMA_VERSION, "recipe": content}}
+        {"hilda": {"encoding-type": "teacher-cache-part", "schema": recipe.schema_version, "recipe": content}}
     )
 
 
 def root_metadata(recipe: Recipe) -> bytes:
     """The store's own `zarr.json`."""
     return group_metadata(
-        {"hilda": {"encoding-type": "teacher-cache", "schema": SCHEMA_VERSION, "recipe_digest": recipe.digest()}}
+        {
+            "hilda": {
+                "encoding-type": "teacher-cache",
+                "schema": recipe.schema_version,
+                "recipe_digest": recipe.digest(),
+            }
+        }
     )
 
 
@@ -292,3 +298,5 @@ def _layer_arrays(recipe: Recipe, sizes: PartSizes, teacher: TeacherInfo, layer:
             yield ArraySpec(f"{folder}/scale", "float16", dims, shape, chunk_rows=1)
         for name in ("channel_mean", "channel_scale"):
             yield ArraySpec(f"{folder}/{name}", "float32", ("channel",), (C,), C)
+    if layer.reduction:
+        yield ArraySpec(f"{folder}/basis", "float32", ("channel", "model_channel"), (C, layer.reduction.channels), C)

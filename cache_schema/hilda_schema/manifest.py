@@ -20,11 +20,15 @@ from pydantic import (
     ValidationError,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from hilda_schema.errors import CacheCorrupt, CacheVersion
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSIONS = ("1.0", "1.1")
+"""What this program reads and writes. A store has the lowest number that can say what is in it: `Recipe.schema`."""
+
+SCHEMA_VERSION = SCHEMA_VERSIONS[-1]
 
 SAFE_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 """What may become a folder: no separator, no leading dot, nothing that a shell or a file system reads twice."""
@@ -91,7 +95,7 @@ class Strict(BaseModel):
 class SelfChecked(Strict):
     """A file of the contract that carries the hash of its own content."""
 
-    schema_version: str = SCHEMA_VERSION
+    schema_version: str = SCHEMA_VERSIONS[0]
     self_sha256: str = ""
     """Of the canonical JSON without this field; filled in by `to_bytes`."""
 
@@ -134,12 +138,12 @@ def require_known_schema(version: object, where: str) -> None:
         CacheVersion: naming both versions.
         CacheCorrupt: there is no version at all.
     """
-    if version == SCHEMA_VERSION:
+    if version in SCHEMA_VERSIONS:
         return
     if not isinstance(version, str) or not re.fullmatch(r"[0-9]{1,6}\.[0-9]{1,6}", version):
         raise CacheCorrupt(f"{where} does not say which schema it has")
     raise CacheVersion(
-        f"{where} has schema {version}, this program reads {SCHEMA_VERSION}",
+        f"{where} has schema {version}, this program reads {', '.join(SCHEMA_VERSIONS)}",
         "update hilda-lidar: pip install -U hilda-lidar",
     )
 
@@ -163,6 +167,19 @@ class SelectionInfo(Strict):
     """A:B, positions within each scene."""
 
 
+class ReductionInfo(Strict):
+    """The channels of a layer are coordinates in a subspace of those that the model gave (schema 1.1)."""
+
+    channels: Extent
+    """How many the model gave."""
+    basis_sha256: Sha256
+    """Of the values of the layer's `basis`, which every part holds: orthonormal rows, one a stored channel."""
+    explained_variance: float
+    """Share of the features' variance that lies in the subspace, over those that it was fitted to."""
+    method: str
+    """For people: how the basis was found."""
+
+
 class LayerInfo(Strict):
     """One stored layer and its token grid."""
 
@@ -170,6 +187,13 @@ class LayerInfo(Strict):
     channels: Extent
     height: Extent
     width: Extent
+    reduction: ReductionInfo | None = None
+    """None: the channels are the model's own; not written then."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = serialise(self)
+        return {name: value for name, value in written.items() if name != "reduction" or value is not None}
 
 
 class TeacherInfo(Strict):
@@ -229,10 +253,16 @@ class Recipe(Strict):
     part_frames: int = Field(gt=0)
     store_points: bool = True
 
+    @property
+    def schema_version(self) -> str:
+        """The lowest number of the format that can say this."""
+        reduced = any(layer.reduction for teacher in self.teachers for layer in teacher.layers)
+        return SCHEMA_VERSIONS[1 if reduced else 0]
+
     def digest(self) -> str:
         """sha256 of what goes into every part id: all but the selection, which only says which parts there are."""
         content = self.model_dump(mode="json", exclude={"selection"})
-        return sha256_hex(canonical_json({"schema": SCHEMA_VERSION, "recipe": content}))
+        return sha256_hex(canonical_json({"schema": self.schema_version, "recipe": content}))
 
 
 class FileSeal(Strict):
@@ -346,6 +376,17 @@ class Forgotten(Strict):
     """sha256 of each frame's key, sorted: enough to notice that one comes back, too little to say which it was."""
 
 
+class History(SelfChecked):
+    """history.json: what only the manifest knows, once more, for the day on which it is lost."""
+
+    recipe_digest: Sha256
+    """Whose history it is."""
+    selection: SelectionInfo
+    software: dict[str, str]
+    parents: tuple[Parent, ...] = Field(strict=False)
+    forgotten: tuple[Forgotten, ...] = Field(strict=False)
+
+
 class Manifest(SelfChecked):
     """manifest.json: the store's own account of itself."""
 
@@ -369,6 +410,13 @@ class Manifest(SelfChecked):
     forgotten: tuple[Forgotten, ...] = Field(default=(), strict=False)
     """What was removed from it, or from its parents; not written where empty."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _versioned(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(recipe := values.get("recipe"), Recipe):
+            return {"schema_version": recipe.schema_version, **values}
+        return values
+
     @field_validator("parents")
     @classmethod
     def _not_too_deep(cls, parents: tuple[Parent, ...]) -> tuple[Parent, ...]:
@@ -378,6 +426,17 @@ class Manifest(SelfChecked):
         if generations > GENERATIONS:
             raise ValueError(f"tells of more than {GENERATIONS} generations")
         return parents
+
+    def history(self) -> History:
+        """What cannot be derived from the parts."""
+        return History(
+            schema_version=self.schema_version,
+            recipe_digest=self.recipe.digest(),
+            selection=self.recipe.selection,
+            software=self.software,
+            parents=self.parents,
+            forgotten=self.forgotten,
+        )
 
     @model_serializer(mode="wrap")
     def _without_empty_history(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:

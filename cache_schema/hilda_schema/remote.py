@@ -13,12 +13,12 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hilda_schema.errors import CacheCorrupt, CacheError, UsageError
+from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheError, CacheNotFound, UsageError
 from hilda_schema.storage import Storage, without_secrets
 
 TIMEOUT_VARIABLE = "HILDA_REMOTE_TIMEOUT_S"
@@ -38,6 +38,15 @@ PUT_OPTIONS = {
     "s3": {"chunksize": 2**24, "max_concurrency": 2},
     "gs": {"chunksize": 2**24},
 }
+EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+"""Scheme -> the extra that brings its library."""
+
+CREATES = {"s3", "gs", "gcs"}
+"""Schemes that can write a file only where there is none."""
+
+VERSIONED = {"s3"}
+"""Schemes that can write a file only over a version that was seen."""
+
 WITHOUT_FOLDERS = {"s3", "gs", "gcs", "hf", "abfs", "memory"}
 
 
@@ -163,7 +172,50 @@ class RemoteStorage(Storage):
         for folder in sorted({f"{root}/{path}".rsplit("/", 1)[0] for path in files}):
             self._make_folder(folder)
         contents = {f"{root}/{path}": data for path, data in files.items()}
-        self._call("pipe", next(iter(files), ""), contents, moved=sum(map(len, files.values())))
+        with self._placed():
+            self._call("pipe", next(iter(files), ""), contents, moved=sum(map(len, files.values())))
+
+    def version(self, path: str) -> str | None:
+        """What the server calls the file as it is now: its ETag; "" where it has no name for it, None for no file."""
+        filesystem, root = self._filesystem()
+        scheme = _scheme(filesystem)
+        if scheme not in CREATES:
+            return ""
+        try:
+            info = self._call("info", path, f"{root}/{path}", **({"refresh": True} if scheme == "s3" else {}))
+        except FileNotFoundError:
+            return None
+        return None if info["type"] != "file" else str(info.get("ETag", "")) if scheme in VERSIONED else ""
+
+    def write_over(self, path: str, data: bytes, version: str | None) -> None:
+        """Write a small file, all or nothing, where the server can check it only over the version that was seen.
+
+        Args:
+            path: below the store.
+            data: its content.
+            version: what `version` said of it before; where that is "", any version is overwritten.
+
+        Raises:
+            CacheConflict: the file is another one by now; or it is this one, and an answer was lost.
+            CacheError: it may or may not be there, as in `write_many`.
+        """
+        if version == "":
+            self.write_many({path: data})
+            return
+        full = f"{self._filesystem()[1]}/{path}"
+        # Ceph's gateway compares what stands between the quotes of an ETag with the whole of it.
+        ways = [version, version.strip('"')] if version else [None]
+        for way in ways:
+            condition = {"mode": "create"} if way is None else {"IfMatch": way}
+            try:
+                self._call("pipe_file", path, full, data, moved=len(data), **condition)
+            except _Unsupported:
+                self.write_many({path: data})
+            except CacheConflict:
+                if way == ways[-1] or self.version(path) != version:
+                    raise
+                continue
+            return
 
     def put(self, path: str, source: Path, size: int) -> None:
         """Write a file from one here, in pieces; errors as in `write_many`."""
@@ -171,12 +223,23 @@ class RemoteStorage(Storage):
         options = PUT_OPTIONS.get(_scheme(filesystem), {})
         full = f"{root}/{path}"
         self._make_folder(full.rsplit("/", 1)[0])
-        self._call("put_file", path, str(source), full, moved=size, **options)
+        with self._placed():
+            self._call("put_file", path, str(source), full, moved=size, **options)
 
     def remove(self, path: str) -> None:
         """Remove a file; nothing where it is not there."""
         with suppress(FileNotFoundError):
             self._call("rm_file", path, f"{self._filesystem()[1]}/{path}")
+
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        """What a server says to a write where its bucket is not there, told as that."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise CacheNotFound(
+                f"{self.name} cannot be written: its bucket is not there", "make the bucket first, or correct the URL"
+            ) from None
 
     def _make_folder(self, folder: str) -> None:
         """Make a folder, where the place has folders: object stores have none."""
@@ -254,6 +317,10 @@ class RemoteStorage(Storage):
             raise _PastEnd(f"{where} ends before what is asked of it") from None
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, "no such file", where) from None
+        if _refusal(error) in CONDITION_FAILED or isinstance(error, FileExistsError):
+            raise CacheConflict(f"{where} was written by somebody else meanwhile") from None
+        if _refusal(error) in CONDITION_UNKNOWN:
+            raise _Unsupported(f"{where}: the server knows no conditional writes") from None
         if type(error).__name__ == "FlexibleChecksumError":  # of botocore: the server says what it sent
             raise CacheCorrupt(f"{where} came with other bytes than were sent") from None
         if isinstance(error, PermissionError):
@@ -266,6 +333,24 @@ class RemoteStorage(Storage):
         ) from None
 
 
+CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+CONDITION_UNKNOWN = {"NotImplemented", "501"}
+
+
+def _refusal(error: BaseException | None) -> str:
+    """The code with which a server of S3's protocol refuses; fsspec's error has it in what caused it."""
+    while error is not None:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):
+            return str(answer.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
+class _Unsupported(CacheError):
+    """The server does not know what is asked of it."""
+
+
 class _PastEnd(CacheError):
     """What is asked for lies behind a file's end."""
 
@@ -273,7 +358,9 @@ class _PastEnd(CacheError):
 def _is_past_end(error: Exception) -> bool:
     """Whether a server says so: HTTP status 416."""
     status = getattr(error, "status", None) or getattr(error, "code", None)
-    return status == 416 or (isinstance(error, OSError) and "range is not satisfiable" in str(error))
+    if status == 416 or _refusal(error) in ("InvalidRange", "416"):
+        return True
+    return isinstance(error, OSError) and "range is not satisfiable" in str(error)
 
 
 def _pieces(size: int) -> list[tuple[int, int]]:
@@ -310,9 +397,10 @@ def _scheme(filesystem: Any) -> str:
 
 def _install(url: str) -> str:
     """How to get a scheme's library."""
-    if url.startswith("s3://"):
-        return "install what reads S3: pip install 'hilda-lidar[s3]'"
-    return "install what fsspec needs for this scheme: gcsfs for gs://, huggingface_hub for hf://, adlfs for abfs://"
+    scheme = url.split("://")[0]
+    if extra := EXTRAS.get(scheme):
+        return f"install what reads {scheme}://: pip install 'hilda-lidar[{extra}]'"
+    return "install what fsspec needs for this scheme, e.g. adlfs for abfs://"
 
 
 def _reason(error: Exception) -> str:

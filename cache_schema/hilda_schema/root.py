@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheNotFound, UsageError
+from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheError, CacheNotFound, UsageError
 from hilda_schema.layout import check_names, group_metadata, root_metadata
-from hilda_schema.manifest import Manifest, PartEntry, Recipe, Seal, canonical_json, sha256_hex
+from hilda_schema.manifest import History, Manifest, PartEntry, Recipe, Seal, canonical_json, sha256_hex
 from hilda_schema.part import METADATA_LIMIT, SEAL, SEAL_LIMIT, verify_command
 from hilda_schema.storage import Storage
 from hilda_schema.table import frames_table, parse_table
@@ -25,6 +25,12 @@ ROOT_TRIES = 5  # pushes that may finish while a root is read
 SEALS_AT_ONCE = 64
 CARD = "README.md"
 """For people; no program reads it, so nothing vouches for it."""
+HISTORY = "history.json"
+SIGNATURE = "root.sig"
+"""Somebody's signature of the root hash; see `hilda_cache.share.signature`."""
+SIGNATURE_LIMIT = 2**16
+OWN_FILES = frozenset({MANIFEST, FRAMES, GROUP, CARD, HISTORY, SIGNATURE})
+"""Files that a store has at its root; all but the first three may be missing."""
 
 
 def load_manifest(storage: Storage) -> Manifest:
@@ -52,12 +58,17 @@ def _load_manifest(storage: Storage) -> Manifest:
     except FileNotFoundError:
         if storage.listed and storage.folders("parts"):
             raise CacheCorrupt(f"{where} is missing, but there are parts", rebuild_command(storage)) from None
-        remedy = (
-            "make one with: hilda-cache extract" if storage.listed else "a push writes the manifest last: finish it"
-        )
-        raise CacheNotFound(f"no cache at {storage.name}", remedy) from None
+        raise CacheNotFound(f"no cache at {storage.name}", _instead(storage)) from None
     except CacheCorrupt as error:
         raise CacheCorrupt(error.message, rebuild_command(storage)) from None
+
+
+def _instead(storage: Storage) -> str:
+    """What to do where no store is: name the folder meant, if one directly below looks like a store."""
+    if not storage.listed:
+        return "check the URL; after a push that was stopped, push again: the manifest comes last"
+    below = [name for name in storage.folders("") if "parts" in storage.folders(name)]
+    return f"did you mean {storage.name}/{below[0]}?" if below else "make one with: hilda-cache extract"
 
 
 def _check_manifest(manifest: Manifest, where: str) -> None:
@@ -66,6 +77,8 @@ def _check_manifest(manifest: Manifest, where: str) -> None:
         check_names(manifest.recipe)
     except UsageError as error:
         raise CacheCorrupt(f"{where}: {error.message}") from None
+    if manifest.schema_version != manifest.recipe.schema_version:
+        raise CacheCorrupt(f"{where} has schema {manifest.schema_version}, its recipe {manifest.recipe.schema_version}")
     if len({entry.part for entry in manifest.parts}) != len(manifest.parts):
         raise CacheCorrupt(f"{where} lists a part twice")
     if manifest.state == "complete":
@@ -202,6 +215,20 @@ def _another(storage: Storage, path: str) -> CacheCorrupt:
 def root_sha256(parts: tuple[PartEntry, ...]) -> str:
     """Names a store's exact content: over the ids and seals of its parts, in reading order."""
     return sha256_hex(canonical_json([[entry.part, entry.seal_sha256] for entry in parts]))
+
+
+def load_history(storage: Storage, recipe: Recipe) -> History | None:
+    """The history that lies beside a lost manifest; None where there is none that can be trusted.
+
+    Args:
+        storage: the store.
+        recipe: that its parts carry.
+    """
+    try:
+        found = History.from_bytes(storage.read(HISTORY, MANIFEST_LIMIT), HISTORY)
+    except (FileNotFoundError, CacheError):
+        return None
+    return found if found.recipe_digest == recipe.digest() else None
 
 
 def recipe_of_part(metadata: bytes) -> Recipe | None:

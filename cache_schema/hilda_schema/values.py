@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from hilda_schema.encoding import INT8_ABSENT
 from hilda_schema.layout import layer_path
-from hilda_schema.manifest import Recipe
+from hilda_schema.manifest import Recipe, ReductionInfo
 from hilda_schema.part import OpenPart
+from hilda_schema.reduction import basis_sha256, is_orthonormal
 
 
 def check_values(part: OpenPart, recipe: Recipe, row: int) -> Iterator[tuple[str, str]]:
@@ -39,6 +40,8 @@ def check_values(part: OpenPart, recipe: Recipe, row: int) -> Iterator[tuple[str
     for teacher in recipe.teachers:
         for layer in teacher.layers:
             yield from _check_layer(part, recipe, layer_path(teacher.name, layer.name), present, row)
+            if layer.reduction and row == 0:
+                yield from _check_basis(part, f"{layer_path(teacher.name, layer.name)}/basis", layer.reduction)
         if teacher.global_width:
             path = f"{teacher.name}/global"
             vectors = part.read_rows(path, row, row + 1, row)[0]
@@ -65,6 +68,15 @@ def _check_pairs(part: OpenPart, present: NDArray[np.bool_], row: int) -> Iterat
         yield "pairs/point", f"does not name the {frame.points_seen} points that the seal says are seen"
     if not (np.isfinite(depth_m) & (depth_m > 0)).all():
         yield "pairs/depth_m", "is not finite and positive"
+
+
+def _check_basis(part: OpenPart, path: str, reduction: ReductionInfo) -> Iterator[tuple[str, str]]:
+    """All parts of a store have one basis, the one that the recipe names."""
+    basis = part.read_whole(path)
+    if basis_sha256(basis) != reduction.basis_sha256:
+        yield path, "is not the one that the recipe names"
+    elif not is_orthonormal(basis):
+        yield path, "does not have orthonormal rows"
 
 
 def _check_layer(

@@ -1,7 +1,7 @@
 """Checking everything: every file of a store against its seal, every count against every other.
 
 `verify` reads all bytes and never raises for damage: it lists all of it, file by file. A store that passes reads
-without an error, and every value read is the one that was written.
+without an error, and every value read is the one that was written. `Depth` says how to read less.
 
 Legend: F frames, V cameras, N points, P pairs.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from crc32c import crc32c
 
 from hilda_schema.encoding import errors_of_store
 from hilda_schema.errors import CacheCorrupt, CacheError, HildaError, UsageError
@@ -22,20 +22,23 @@ from hilda_schema.layout import ArraySpec, group_metadata
 from hilda_schema.manifest import FileSeal, Manifest, PartEntry, Recipe, Seal, sha256_hex
 from hilda_schema.part import METADATA_LIMIT, SEAL, OpenPart, arrays_of, check_seal, entry_of, read_seal
 from hilda_schema.root import (
-    CARD,
     FRAMES,
     FRAMES_LIMIT,
     GROUP,
+    HISTORY,
     MANIFEST,
+    MANIFEST_LIMIT,
+    OWN_FILES,
     PARTS_GROUP,
     load_manifest,
     recipe_of_part,
 )
-from hilda_schema.shard import CRC_BYTES, index_bytes
+from hilda_schema.shard import CRC_BYTES, crc32c, index_bytes
 from hilda_schema.storage import Storage, open_storage
 from hilda_schema.table import frames_table, parse_table, reading_order
 from hilda_schema.terminal import EXIT_INCOMPLETE
 from hilda_schema.values import check_values
+from hilda_schema.verify_progress import Progress
 
 PIECE_BYTES = 2**24  # a file is read in pieces of about this size
 LOCK = ".lock"  # held by an extraction while it runs
@@ -53,12 +56,24 @@ class Problem:
         return f"{self.file}: {self.what}" + (f" (frame {self.frame})" if self.frame else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How much of a store is read. Its root, and of every part the seal and the sizes of files, always are."""
+
+    sample: float = 1.0
+    """Share of the parts that are read whole, drawn anew each time: at least one, unless it is 0."""
+    resume: bool = False
+    """Whether parts that an interrupted verification found sound count as read."""
+
+
 @dataclass(slots=True)
 class Report:
     """What a verification found."""
 
     store: str
     parts: int = 0
+    parts_read: int = 0  # whole, now or by the interrupted verification that was resumed
+    parts_resumed: int = 0  # by that one
     planned_parts: int = 0
     complete: bool = False
     files: int = 0
@@ -83,26 +98,42 @@ class Report:
         return sorted({path[1] for path in paths if path[0] == "parts" and len(path) > 1 and path[1] != GROUP})
 
 
-def verify(store: str | os.PathLike[str], on_progress: Callable[[int, int], None] | None = None) -> Report:
-    """Check a whole store.
+def verify(
+    store: str | os.PathLike[str],
+    on_progress: Callable[[int, int], None] | None = None,
+    depth: Depth = Depth(),
+) -> Report:
+    """Check a store.
 
     Args:
         store: folder or URL.
-        on_progress: called with files checked and files there are.
+        on_progress: called with files checked and files to check.
+        depth: how much of it; all, where nothing is said.
 
     Raises:
         CacheNotFound: there is no store.
         CacheVersion: a newer program wrote it.
         CacheError: the storage cannot be reached.
     """
-    return _Audit(open_storage(store), on_progress or (lambda done, total: None)).run()
+    audit = _Audit(open_storage(store), on_progress or (lambda done, total: None), depth)
+    if depth.sample < 1:
+        return audit.run()
+    try:
+        report = audit.run()
+    except BaseException:  # an interruption, above all
+        audit.progress.save()
+        raise
+    audit.progress.clear()
+    return report
 
 
 class _Audit:
     """One verification."""
 
-    def __init__(self, storage: Storage, on_progress: Callable[[int, int], None]) -> None:
-        self.storage = storage
+    def __init__(self, storage: Storage, on_progress: Callable[[int, int], None], depth: Depth) -> None:
+        self.storage, self.depth = storage, depth
+        self.progress = Progress(storage.name, resume=depth.resume)
+        self.passed = 0  # files that are not read
         self.on_progress = on_progress
         self.report = Report(storage.name)
         self.found: dict[str, int | None] = {}  # every file of the store -> size, None for what is no file
@@ -118,12 +149,22 @@ class _Audit:
         report.planned_parts = manifest.planned_parts if manifest else len(parts)
         report.complete = manifest is not None and manifest.state == "complete"
         report.parts = len(parts)
-        known = {MANIFEST, FRAMES, GROUP, PARTS_GROUP, CARD, LOCK}
+        known = {*OWN_FILES, PARTS_GROUP, LOCK}
         self._check_extra(known, set(parts))
-        sound = [found for part in parts if (found := self._part(part, manifest)) is not None]
+        drawn = self._drawn(parts)
+        sound = [found for part in parts if (found := self._part(part, manifest, part in drawn)) is not None]
+        if manifest is not None:
+            self._history(manifest)
         if manifest is not None and manifest.state == "complete":
             self._root(manifest, sound if len(sound) == len(parts) else None)
         return report
+
+    def _drawn(self, parts: list[str]) -> set[str]:
+        """The parts to read."""
+        if self.depth.sample >= 1:
+            return set(parts)
+        count = -(-len(parts) * self.depth.sample // 1)
+        return set(random.SystemRandom().sample(parts, int(count)))
 
     def _wrong(self, file: str, what: str, frame: str = "") -> None:
         self.report.problems.append(Problem(file, what.removeprefix(f"{self.storage.name}/{file} "), frame))
@@ -131,7 +172,7 @@ class _Audit:
     def _count(self, size: int) -> None:
         self.report.files += 1
         self.report.bytes += size
-        self.on_progress(self.report.files, max(len(self.found), self.report.files))
+        self.on_progress(self.report.files, max(len(self.found) - self.passed, self.report.files))
 
     def _manifest(self) -> Manifest | None:
         try:
@@ -184,6 +225,20 @@ class _Audit:
         if parts is not None:
             self._summary(manifest, reading_order(parts))
 
+    def _history(self, manifest: Manifest) -> None:
+        """Where there is a second account of what only the manifest knows, it is the same."""
+        try:
+            data = self.storage.read(HISTORY, MANIFEST_LIMIT)
+        except FileNotFoundError:
+            return
+        except CacheError as error:
+            self._wrong(HISTORY, error.message)
+            return
+        self._count(len(data))
+        # Behind a URL a push writes it before the manifest: it may be newer.
+        if self.storage.listed and data != manifest.history().to_bytes():
+            self._wrong(HISTORY, "does not say the same as the manifest")
+
     def _summary(self, manifest: Manifest, ordered: list[tuple[Seal, PartEntry]]) -> None:
         """Check what the manifest derives from the seals beside their hashes."""
         if manifest.parts != tuple(entry for _, entry in ordered):
@@ -191,8 +246,8 @@ class _Audit:
         if manifest.encoding_error != errors_of_store([seal for seal, _ in ordered]):
             self._wrong(MANIFEST, "does not say the encoding error that the seals say")
 
-    def _part(self, part: str, manifest: Manifest | None) -> tuple[Seal, PartEntry] | None:
-        """Check one part; its seal and entry where the seal can be trusted."""
+    def _part(self, part: str, manifest: Manifest | None, whole: bool) -> tuple[Seal, PartEntry] | None:
+        """Check one part, whole or by the sizes of its files; its seal and entry where the seal can be trusted."""
         path = f"parts/{part}/{SEAL}"
         try:
             seal, seal_sha256, seal_bytes = read_seal(self.storage, part)
@@ -210,9 +265,14 @@ class _Audit:
             return None
         self._count(seal_bytes)
         before = len(self.report.problems)
-        self._files(seal, arrays)
-        if len(self.report.problems) == before:
+        resumed = whole and entry in self.progress
+        self._files(seal, arrays, whole and not resumed)
+        if whole and not resumed and len(self.report.problems) == before:
             self._values(seal, arrays, recipe)
+        self.report.parts_read += whole
+        self.report.parts_resumed += resumed
+        if whole and len(self.report.problems) == before:
+            self.progress.add(entry)
         return seal, entry
 
     def _recipe_of(self, part: str) -> Recipe:
@@ -221,24 +281,23 @@ class _Audit:
             raise CacheCorrupt("belongs to an unknown recipe")
         return recipe
 
-    def _files(self, seal: Seal, arrays: dict[str, ArraySpec]) -> None:
-        """Check every file of a part."""
+    def _files(self, seal: Seal, arrays: dict[str, ArraySpec], read: bool) -> None:
+        """Check every file of a part: its bytes, or only that it is there in the right size."""
         shards = {spec.shard_path: spec for spec in arrays.values()}
         folder = f"parts/{seal.part}/"
         here = {path.removeprefix(folder): size for path, size in self.found.items() if path.startswith(folder)}
         for path in sorted(here.keys() - seal.files.keys() - {SEAL}):
             self._wrong(folder + path, "is not part of the cache")
         for path, sealed in seal.files.items():
-            if path not in here and not self.storage.listed:
-                # An old listing hides what is there.
-                self._content(folder + path, sealed, shards.get(path), seal)
-                self._count(sealed.size)
-            elif path not in here:
+            hidden = path not in here and not self.storage.listed  # perhaps: a listing may be old
+            if path not in here and not hidden:
                 self._wrong(folder + path, "is missing")
-            elif here[path] is None:
+            elif not hidden and here[path] is None:
                 self._wrong(folder + path, "is neither a file nor a folder (a link or a device)")
-            elif here[path] != sealed.size:
+            elif not hidden and here[path] != sealed.size:
                 self._wrong(folder + path, f"is {here[path]} bytes, {sealed.size} were sealed")
+            elif not read:
+                self.passed += 1
             else:
                 self._content(folder + path, sealed, shards.get(path), seal)
                 self._count(sealed.size)

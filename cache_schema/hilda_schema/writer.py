@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from hilda_schema.durable import (
 )
 from hilda_schema.encoding import errors_of_store
 from hilda_schema.errors import CacheConflict, CacheCorrupt, CacheIncomplete, CacheNotFound
-from hilda_schema.features import encode_part
+from hilda_schema.features import EncodedArrays, encode_part
 from hilda_schema.layout import POINT_COLUMNS, PartSizes, check_names, group_metadata, part_arrays, root_metadata
 from hilda_schema.manifest import (
     CameraSize,
@@ -44,14 +45,17 @@ from hilda_schema.manifest import (
     PartEntry,
     Recipe,
     Seal,
+    key_digests,
     sha256_hex,
 )
 from hilda_schema.part import METADATA_LIMIT, SEAL, entry_of, open_part, read_seal, write_metadata
 from hilda_schema.root import (
     FRAMES,
     GROUP,
+    HISTORY,
     MANIFEST,
     PARTS_GROUP,
+    load_history,
     load_manifest,
     recipe_of_part,
     root_sha256,
@@ -75,13 +79,19 @@ __all__ = [
 ]
 
 
-def write_part(store: Path, recipe: Recipe, content: PartContent) -> PartEntry:
+def write_part(
+    store: Path,
+    recipe: Recipe,
+    content: PartContent,
+    encoding: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> PartEntry:
     """Write, seal and publish one part.
 
     Args:
         store: the store's folder, started.
         recipe: the store's recipe.
         content: what to write.
+        encoding: what it makes is entered while features are encoded, for whoever measures that beside the writing.
 
     Returns:
         The part as the manifest lists it. Where a sealed part of that id is already there, it is kept as it is and its
@@ -93,7 +103,7 @@ def write_part(store: Path, recipe: Recipe, content: PartContent) -> PartEntry:
         CacheConflict: a part of that id is there but was made with another recipe.
     """
     check_content(recipe, content)
-    return make_part(store, recipe, content.part, lambda folder: _write_files(folder, recipe, content))
+    return make_part(store, recipe, content.part, lambda folder: _write_files(folder, recipe, content, encoding))
 
 
 def make_part(store: Path, recipe: Recipe, part: str, write_files: Callable[[Path], Seal]) -> PartEntry:
@@ -129,7 +139,9 @@ def make_part(store: Path, recipe: Recipe, part: str, write_files: Callable[[Pat
             raise
 
 
-def _write_files(folder: Path, recipe: Recipe, content: PartContent) -> Seal:
+def _write_files(
+    folder: Path, recipe: Recipe, content: PartContent, encoding: Callable[[], AbstractContextManager[object]]
+) -> Seal:
     """Write a part's arrays and their metadata, and say what was written."""
     frames = content.frames
     columns = [column.name for column in POINT_COLUMNS if column.optional]
@@ -144,13 +156,14 @@ def _write_files(folder: Path, recipe: Recipe, content: PartContent) -> Seal:
     arrays = part_arrays(recipe, sizes)
     files = write_metadata(folder, arrays, recipe)
     errors: dict[str, EncodingError] = {}
-    for encoded in encode_part(recipe, content):
+    for encoded in _measured(encode_part(recipe, content), encoding):
         for path, rows in encoded.rows.items():
             if path in arrays and (spec := arrays[path]).chunks:
                 files[spec.shard_path] = write_array(folder, spec, rows)
         if encoded.error is not None:
             errors[encoded.layer] = encoded.error
     return Seal(
+        schema_version=recipe.schema_version,
         part=content.part,
         recipe_digest=recipe.digest(),
         scene=content.scene,
@@ -164,6 +177,17 @@ def _write_files(folder: Path, recipe: Recipe, content: PartContent) -> Seal:
         encoding_error=errors,
         files=dict(sorted(files.items())),
     )
+
+
+def _measured(
+    encoded: Iterator[EncodedArrays], encoding: Callable[[], AbstractContextManager[object]]
+) -> Iterator[EncodedArrays]:
+    while True:
+        with encoding():
+            each = next(encoded, None)
+        if each is None:
+            return
+        yield each
 
 
 def _frame_row(frame: FrameContent) -> FrameRow:
@@ -323,7 +347,8 @@ def read_manifest(store: Path) -> Manifest:
 def rebuild(store: Path) -> Manifest:
     """Derive a store's root anew from the seals of its parts that are there; for a lost or damaged root.
 
-    A complete manifest still says which parts are the store's: one that it does not list stays out.
+    A complete manifest still says which parts are the store's: one that it does not list stays out. Where the manifest
+    is lost, `history.json` says what was removed on request: a part that still has it is removed.
 
     Raises:
         CacheCorrupt: a part is damaged, or there is none to take the recipe from.
@@ -334,6 +359,10 @@ def rebuild(store: Path) -> Manifest:
     listed = {entry.part for entry in template.parts}
     parts = [part for part in sealed_parts(store) if template.state == "partial" or part in listed]
     found = [_entry_on_disk(storage, part, template.recipe) for part in parts]
+    gone = {digest for each in template.forgotten for digest in each.frames}
+    for seal, _ in [each for each in found if gone & key_digests(each[0])]:
+        remove_part(store, seal.part)
+    found = [each for each in found if not gone & key_digests(each[0])]
     return _write_root(store, template.model_copy(update={"planned_parts": len(found)}), found)
 
 
@@ -344,8 +373,17 @@ def _template(store: Path, storage: LocalStorage) -> Manifest:
     except (CacheNotFound, CacheCorrupt):
         for part in sealed_parts(store):
             if recipe := recipe_of_part(storage.read(f"parts/{part}/{GROUP}", METADATA_LIMIT)):
-                return Manifest(writer=f"hilda-lidar {__version__}", recipe=recipe, state="partial", planned_parts=0)
+                return _with_history(storage, recipe)
         raise CacheCorrupt(f"{store} has no readable manifest and no part to take the recipe from") from None
+
+
+def _with_history(storage: LocalStorage, recipe: Recipe) -> Manifest:
+    """A manifest to complete, of a recipe without selection."""
+    plain = Manifest(writer=f"hilda-lidar {__version__}", recipe=recipe, state="partial", planned_parts=0)
+    if (history := load_history(storage, recipe)) is None:
+        return plain
+    known = {name: getattr(history, name) for name in ("software", "parents", "forgotten")}
+    return plain.model_copy(update={"recipe": recipe.model_copy(update={"selection": history.selection}), **known})
 
 
 def _entry_on_disk(storage: LocalStorage, part: str, recipe: Recipe) -> tuple[Seal, PartEntry]:
@@ -379,7 +417,11 @@ def _write_root(store: Path, template: Manifest, parts: list[tuple[Seal, PartEnt
 
 
 def write_manifest(store: Path, manifest: Manifest) -> Manifest:
-    """Replace a store's manifest; returns it with its checksum, as a reader gets it."""
+    """Replace a store's manifest; returns it with its checksum, as a reader gets it.
+
+    What only it knows is written beside it first: a removal on request is not forgotten, whichever of the two is lost.
+    """
     data = manifest.to_bytes()
+    replace_file(store, HISTORY, manifest.history().to_bytes())
     replace_file(store, MANIFEST, data)
     return Manifest.from_bytes(data, MANIFEST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hilda_schema.manifest import Manifest, TeacherInfo
+from hilda_schema.manifest import LayerInfo, Manifest, TeacherInfo
 from hilda_schema.reader import Cache
 from hilda_schema.terminal import counted, human_bytes, plain
 
@@ -81,9 +81,18 @@ def _history_lines(manifest: Manifest) -> list[str]:
     return made + removed
 
 
+def _reduced(layer: LayerInfo) -> str:
+    """What a layer has lost of its channels."""
+    if layer.reduction is None:
+        return ""
+    return f" of {layer.reduction.channels}, {layer.reduction.explained_variance:.1%} of the variance"
+
+
 def _teacher_lines(teacher: TeacherInfo) -> list[str]:
     revision = f"@{teacher.revision}" if teacher.revision else ""
-    layers = ", ".join(f"{layer.name} ({layer.height}x{layer.width}x{layer.channels})" for layer in teacher.layers)
+    layers = ", ".join(
+        f"{layer.name} ({layer.height}x{layer.width}x{layer.channels}{_reduced(layer)})" for layer in teacher.layers
+    )
     return [
         f"  teacher   {teacher.name}: {teacher.source}{revision}, {teacher.architecture}, licence {teacher.licence}",
         f"    weights   sha256:{teacher.weights_sha256}",

@@ -1,4 +1,4 @@
-"""A reader of format 1.0, written from docs/cache-format.md alone: nothing of ours is imported here.
+"""A reader of formats 1.0 and 1.1, written from docs/cache-format.md alone: nothing of ours is imported here.
 
 Slow and small on purpose. Section numbers are those of the page.
 """
@@ -63,7 +63,7 @@ def load(path: Path) -> dict[str, Any]:
     """Section 2."""
     data = path.read_bytes()
     value: dict[str, Any] = json.loads(data)
-    assert value["schema_version"] == "1.0"
+    assert value["schema_version"] in ("1.0", "1.1")
     content = {name: field for name, field in value.items() if name != "self_sha256"}
     assert canonical(value) == data
     assert sha256(canonical(content)) == value["self_sha256"]
@@ -78,19 +78,25 @@ def without_selection(recipe: dict[str, Any]) -> dict[str, Any]:
     return {name: field for name, field in recipe.items() if name != "selection"}
 
 
+def schema_of(recipe: dict[str, Any]) -> str:
+    """Section 3."""
+    reduced = any("reduction" in layer for teacher in recipe["teachers"] for layer in teacher["layers"])
+    return "1.1" if reduced else "1.0"
+
+
 def recipe_digest(recipe: dict[str, Any]) -> str:
     """Section 3."""
-    return sha256(canonical({"schema": "1.0", "recipe": without_selection(recipe)}))
+    return sha256(canonical({"schema": schema_of(recipe), "recipe": without_selection(recipe)}))
 
 
-def group(kind: str = "", **more: Any) -> bytes:
+def group(kind: str = "", schema: str = "1.0", **more: Any) -> bytes:
     """Section 1."""
-    attributes = {"hilda": {"encoding-type": kind, "schema": "1.0", **more}} if kind else {}
+    attributes = {"hilda": {"encoding-type": kind, "schema": schema, **more}} if kind else {}
     return canonical({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def root_group(recipe: dict[str, Any]) -> bytes:
-    return group("teacher-cache", recipe_digest=recipe_digest(recipe))
+    return group("teacher-cache", schema_of(recipe), recipe_digest=recipe_digest(recipe))
 
 
 @dataclass(frozen=True)
@@ -204,11 +210,13 @@ def layer_arrays(
         yield scale if encoding["kind"] == "grid" else ragged(f"{folder}/scale", "float16", "pair", P)
         for name in ("channel_mean", "channel_scale"):
             yield Array(f"{folder}/{name}", "float32", ("channel",), (C,), C)
+    if "reduction" in layer:
+        yield Array(f"{folder}/basis", "float32", ("channel", "model_channel"), (C, layer["reduction"]["channels"]), C)
 
 
 def groups_of(recipe: dict[str, Any], arrays: dict[str, Array]) -> dict[str, bytes]:
     """Every group's zarr.json in a part."""
-    own = group("teacher-cache-part", recipe=without_selection(recipe))
+    own = group("teacher-cache-part", schema_of(recipe), recipe=without_selection(recipe))
     above = {parent.as_posix() for path in arrays for parent in Path(path).parents} - {"."}
     return {"zarr.json": own} | {f"{path}/zarr.json": group() for path in above}
 
@@ -241,6 +249,7 @@ class Reader:
         self.manifest = load(store / "manifest.json")
         self.recipe = self.manifest["recipe"]
         assert self.manifest["state"] == "complete"
+        assert self.manifest["schema_version"] == schema_of(self.recipe)
         rows = [[entry["part"], entry["seal_sha256"]] for entry in self.manifest["parts"]]
         assert sha256(canonical(rows)) == self.manifest["root_sha256"]
         assert (store / "zarr.json").read_bytes() == root_group(self.recipe)
@@ -329,7 +338,12 @@ class Part:
         for teacher in self.recipe["teachers"]:
             for layer in teacher["layers"]:
                 key = (teacher["name"], layer["name"])
-                found[key] = self.layer(f"{key[0]}/layer_{key[1]}", row, edges, pairs["camera"], xy)
+                folder = f"{key[0]}/layer_{key[1]}"
+                found[key] = self.layer(folder, row, edges, pairs["camera"], xy)
+                if "reduction" in layer:
+                    basis = self.rows(f"{folder}/basis", 0, layer["channels"])
+                    assert sha256(basis.tobytes()) == layer["reduction"]["basis_sha256"]
+                    found[key]["basis"] = basis
             if teacher["global_width"]:
                 found[teacher["name"], "global"] = self.rows(f"{teacher['name']}/global", row, row + 1)[0]
         return found

@@ -208,8 +208,10 @@ def documented_arrays(recipe: manifest.Recipe, sizes: PartSizes) -> dict[str, tu
             for layer in teacher.layers if teacher and "layer_L" in name else (None,):
                 known = {"F": F, "F + 1": F + 1, "V": V, "N": N, "P": P, "3": 3, "2": 2}
                 known |= {"H": layer.height, "W": layer.width, "C": layer.channels} if layer else {}
+                known |= {"M": layer.reduction.channels} if layer and layer.reduction else {}
                 known |= {"D": teacher.global_width} if teacher else {}
                 conditions = {"optional": name.rsplit("/")[-1] in sizes.point_columns, "D > 0": known.get("D", 0) > 0}
+                conditions["reduced"] = "M" in known
                 if not all((holds | conditions)[each] for each in where.split(", ")):
                     continue
                 extents = tuple(known[each] for each in shape.split(", "))
@@ -220,6 +222,17 @@ def documented_arrays(recipe: manifest.Recipe, sizes: PartSizes) -> dict[str, tu
                 assert filled not in found
                 found[filled] = (kind, tuple(dims.split(", ")), extents, rows, unit, json.loads(fills[kind].strip("`")))
     return found
+
+
+def reduced(recipe: manifest.Recipe) -> manifest.Recipe:
+    """One layer of it with fewer channels than the model's."""
+    vit, *others = recipe.teachers
+    first, *more = vit.layers
+    info = manifest.ReductionInfo(
+        channels=first.channels + 3, basis_sha256="0" * 64, explained_variance=0.5, method="by hand"
+    )
+    layers = (first.model_copy(update={"reduction": info}), *more)
+    return recipe.model_copy(update={"teachers": (vit.model_copy(update={"layers": layers}), *others)})
 
 
 def documented_rows(rows: int, row_bytes: int) -> int:
@@ -237,7 +250,7 @@ def documented_rows(rows: int, row_bytes: int) -> int:
 @pytest.mark.parametrize("columns", [set(), {"ring"}, {"ring", "label", "time_offset_ns"}])
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_part_has_exactly_the_documented_arrays(kind: str, dtype: str, columns: set[str], bare: bool) -> None:
-    recipe = tiny_recipe(kind, dtype, store_points=not bare)
+    recipe = reduced(tiny_recipe(kind, dtype, store_points=not bare))
     if bare:
         recipe = recipe.model_copy(
             update={"teachers": (), "dataset": recipe.dataset.model_copy(update={"cameras": ()})}
@@ -274,6 +287,7 @@ def test_limits_and_reserved_names_are_the_codes() -> None:
     (sentence,) = (row[3] for row in table("object", "field", "type", "meaning") if "its folder in a part" in row[3])
     assert set(re.findall(r"`([^`]+)`", sentence)) == layout.RESERVED
     assert f"format {manifest.SCHEMA_VERSION}\n" in PAGE
+    assert tuple(number for number, _ in table("number", "adds")) == manifest.SCHEMA_VERSIONS
 
 
 def test_the_example_functions_are_the_codes(names: dict[str, Any]) -> None:
@@ -326,9 +340,11 @@ def test_the_documented_part_id_is_the_pipelines(names: dict[str, Any]) -> None:
     assert found == part_id(recipe, [info], 4, sources, calibration)
 
 
-def test_the_documented_id_of_a_derived_part_is_the_pipelines(names: dict[str, Any]) -> None:
+@pytest.mark.parametrize("fewer", [False, True])
+def test_the_documented_id_of_a_derived_part_is_the_pipelines(names: dict[str, Any], fewer: bool) -> None:
     recipe = tiny_recipe()
-    new = narrow_recipe(recipe, cameras=["BACK"])
+    new = narrow_recipe(reduced(recipe) if fewer else recipe, cameras=["BACK"])
+    assert new.schema_version == names["schema_of"](new.model_dump(mode="json")) == ("1.1" if fewer else "1.0")
     plain = [each.model_dump(mode="json") for each in (recipe, new)]
     keys = ["toy/a/1", "toy/a/3"]
     assert names["derived_id"]("abc", *plain, keys) == derived_id("abc", recipe, new, keys)

@@ -18,9 +18,10 @@ import pytest
 
 from hilda_cache.drives import open_drive
 from hilda_cache.extract import ExtractReport
+from hilda_cache.lanes import Stopwatch
 from hilda_cache.parts import hash_sources
 from hilda_cache.request import ExtractRequest
-from hilda_cache.work import Stopwatch, make_frame
+from hilda_cache.work import make_frame
 from hilda_schema import open_cache
 from hilda_schema.errors import DriveError, UsageError
 from hilda_schema.keys import Key

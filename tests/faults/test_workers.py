@@ -134,6 +134,25 @@ def test_a_scheduler_that_dies_ends_the_extraction_and_another_goes_on(
     assert tree(tmp_path / "store") == undisturbed
 
 
+def test_a_part_that_takes_much_longer_changes_nothing(
+    drive: Path,
+    request_of: Callable[..., ExtractRequest],
+    run: Any,
+    dask_client: Any,
+    tree: Any,
+    tmp_path: Path,
+) -> None:
+    """Scenario 28: a straggler."""
+    paint_white(drive)
+    quick = run(request_of(), tmp_path / "quick", dask_client)
+    slow = on_the_white_image("import time; time.sleep(4)")
+    report = run(request_of(slow), tmp_path / "slow", dask_client)
+    assert quick.complete
+    assert report.complete
+    assert report.wall_s >= 4
+    assert tree(tmp_path / "slow") == tree(tmp_path / "quick")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_workers_killed_at_random_all_the_time_change_no_byte(

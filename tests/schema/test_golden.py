@@ -1,8 +1,8 @@
-"""The format, byte by byte: what version 1.0 wrote must be written, and read, for ever.
+"""The format, byte by byte: what each version wrote must be written, and read, for ever.
 
-`golden/schema-1.0.json` holds the sha256 of every file below `parts`, `golden/schema-1.0.zip` stores written when the
-schema was fixed. A failing hash means that the format changed: that needs a new schema version, a reader for the old
-one and new golden stores beside the old, made by
+`golden/schema-*.json` holds the sha256 of every file below `parts`, `golden/schema-*.zip` stores written when that
+schema was fixed; 1.1 is written where a layer has lost channels, 1.0 elsewhere. A failing hash means that the format
+changed: that needs a new schema version, a reader for the old one and new golden stores beside the old, made by
 
     python tests/schema/test_golden.py
 """
@@ -12,16 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hilda_cache.reshape.derive import derive_part
 from hilda_schema.content import FrameContent, Pairs, PartContent
 from hilda_schema.keys import Key
-from hilda_schema.manifest import SCHEMA_VERSION, Recipe
+from hilda_schema.manifest import SCHEMA_VERSIONS, Recipe, ReductionInfo
 from hilda_schema.reader import open_cache
+from hilda_schema.reduction import basis_sha256
+from hilda_schema.storage import LocalStorage
 from hilda_schema.testing import check_store, rules
 from hilda_schema.writer import finish_store, start_store, write_part
 
@@ -110,10 +114,29 @@ def golden_part() -> PartContent:
     return PartContent("golden", "scene 1", sizes_px, tuple(frames), {"lidar/0.bin": "0" * 64}, "1" * 64)
 
 
-def write_golden(store: Path, kind: str, dtype: str) -> None:
+BASIS = np.array([[0.6, 0, 0.8], [0, 1, 0]], np.float32)  # not fitted: eigenvectors have other last bits elsewhere
+
+
+def reduced(recipe: Recipe) -> Recipe:
+    """Two of the three channels."""
+    info = ReductionInfo(channels=3, basis_sha256=basis_sha256(BASIS), explained_variance=0.75, method="by hand")
+    (teacher,) = recipe.teachers
+    layer = teacher.layers[0].model_copy(update={"channels": 2, "reduction": info})
+    return recipe.model_copy(update={"teachers": (teacher.model_copy(update={"layers": (layer,)}),)})
+
+
+def write_golden(store: Path, version: str, kind: str, dtype: str) -> None:
     recipe = golden_recipe(kind, dtype)
-    start_store(store, recipe, planned_parts=1)
-    finish_store(store, recipe, [write_part(store, recipe, golden_part())])
+    if version == "1.0":
+        start_store(store, recipe, planned_parts=1)
+        finish_store(store, recipe, [write_part(store, recipe, golden_part())])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_golden(Path(folder), "1.0", kind, dtype)
+        new = reduced(recipe)
+        start_store(store, new, planned_parts=1)
+        made = derive_part(LocalStorage(folder), "golden", recipe, store, new, bases={"vit/2": BASIS})
+        finish_store(store, new, [made])
 
 
 def hashes(store: Path) -> dict[str, str]:
@@ -125,10 +148,11 @@ def hashes(store: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("version", SCHEMA_VERSIONS)
 @pytest.mark.parametrize(("kind", "dtype"), KINDS)
-def test_todays_writer_writes_the_bytes_of_the_schema(tmp_path: Path, kind: str, dtype: str) -> None:
-    write_golden(tmp_path, kind, dtype)
-    expected = json.loads((GOLDEN / f"schema-{SCHEMA_VERSION}.json").read_text())[f"{kind}-{dtype}"]
+def test_todays_writer_writes_the_bytes_of_the_schema(tmp_path: Path, version: str, kind: str, dtype: str) -> None:
+    write_golden(tmp_path, version, kind, dtype)
+    expected = json.loads((GOLDEN / f"schema-{version}.json").read_text())[f"{kind}-{dtype}"]
     assert hashes(tmp_path) == expected
 
 
@@ -140,6 +164,9 @@ def test_a_store_of_every_schema_opens_for_ever(tmp_path: Path, archive: Path, k
     store = tmp_path / f"{kind}-{dtype}"
     assert {violation.rule for violation in check_store(store)} == {rules.POSES}  # these are numbers, no rotations
     cache = open_cache(store)
+    assert f"schema-{cache.manifest.schema_version}" == archive.stem
+    basis = cache.basis("vit", 2)
+    seen = np.eye(3, dtype=np.float32) if basis is None else basis.T @ basis  # what of the model's channels is there
     part = golden_part()
     assert cache.frames["scene"].to_pylist() == ["scene 1"] * 2
     for frame, written in zip(cache, part.frames, strict=True):
@@ -155,32 +182,32 @@ def test_a_store_of_every_schema_opens_for_ever(tmp_path: Path, archive: Path, k
         np.testing.assert_allclose(frame.pairs.depth_m, written.pairs.depth_m, rtol=2.0**-11)
         # Sixteenths below 4 are exact in float16; int8 keeps them to half a level.
         atol = 0 if dtype == "float16" else 0.02
+        lift = np.eye(3, dtype=np.float32) if basis is None else basis
         if kind == "grid":
-            np.testing.assert_allclose(frame.token_grid("vit", 2), written.tokens["vit", "2"], atol=atol)
+            grid, expected = frame.token_grid("vit", 2) @ lift, written.tokens["vit", "2"] @ seen
+            np.testing.assert_allclose(grid, expected, atol=atol if basis is None else 0.03)
         assert np.array_equal(frame.global_tokens("vit"), written.global_tokens["vit"], equal_nan=True)
         corner = frame.point_features("vit", 2)[0]  # beyond the outer token centres: the corner token itself
-        np.testing.assert_allclose(corner, written.tokens["vit", "2"][0, 0, 0], atol=0.02)
+        np.testing.assert_allclose(corner @ lift, written.tokens["vit", "2"][0, 0, 0] @ seen, atol=0.03)
         assert frame.absent == written.absent
 
 
 def main() -> None:
-    """Write the golden files of this schema version."""
-    import tempfile
-
+    """Write the golden files of the newest schema version."""
     GOLDEN.mkdir(exist_ok=True)
-    expected = {}
+    expected, version = {}, SCHEMA_VERSIONS[-1]
     with (
         tempfile.TemporaryDirectory() as folder,
-        zipfile.ZipFile(GOLDEN / f"schema-{SCHEMA_VERSION}.zip", "w", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(GOLDEN / f"schema-{version}.zip", "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for kind, dtype in KINDS:
             store = Path(folder) / f"{kind}-{dtype}"
-            write_golden(store, kind, dtype)
+            write_golden(store, version, kind, dtype)
             expected[store.name] = hashes(store)
             for path in sorted(store.rglob("*")):
                 if path.is_file():
                     archive.write(path, path.relative_to(folder))
-    (GOLDEN / f"schema-{SCHEMA_VERSION}.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (GOLDEN / f"schema-{version}.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from crc32c import crc32c
 
 from hilda_schema.manifest import canonical_json, sha256_hex
-from hilda_schema.shard import CRC_BYTES
+from hilda_schema.shard import CRC_BYTES, crc32c
 from hilda_schema.testing import rules
 from hilda_schema.testing.rules import Rule
 from hilda_schema.testing.tiny import tiny_cache
@@ -118,7 +117,7 @@ def set_values(store: Path, array: str, change: Callable[[np.ndarray], object]) 
     Args:
         store: a complete store.
         array: path of the array below the part.
-        change: called with all chunks one behind the other, padding included, to be changed in place.
+        change: called with all chunks one behind the other, padding included: (rows, ...), to be changed in place.
     """
     part = store / "parts" / _content(store / "manifest.json")["parts"][0]["part"]
     meta, shard = _shard_of(part / array)

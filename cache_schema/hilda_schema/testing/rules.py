@@ -63,6 +63,7 @@ PAIRS = Rule(9, "Pairs of a frame MUST be sorted by camera, then by point, each 
 DEPTH = Rule(9, "A pair MUST lie inside its image and have a depth above `min_depth_m`")
 POSES = Rule(10, "4 x 4, row by row, metres, right-handed, last row (0, 0, 0, 1)")
 INT8 = Rule(11, "`channel_mean` m and `channel_scale` s MUST be finite, s > 0")
+BASIS = Rule(11, "its rows MUST be orthonormal, and its sha256 the recipe's `basis_sha256`")
 PRESENT = Rule(12, "`present[f, v]` MUST be true exactly where `absent` does not name camera v.")
 ABSENT = Rule(12, "Nothing absent is ever zeros.")
 FINITE_POINTS = Rule(12, "`xyz_m` and `intensity` are finite.")

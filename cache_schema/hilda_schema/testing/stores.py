@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from hilda_schema.errors import CacheError, HildaError, UsageError
 from hilda_schema.layout import ArraySpec, check_names, group_metadata, layer_path, root_metadata
 from hilda_schema.manifest import (
-    SCHEMA_VERSION,
+    SCHEMA_VERSIONS,
     Manifest,
     Recipe,
     Seal,
@@ -107,6 +107,7 @@ class _StoreCheck:
         if manifest is None:
             return
         self._names(manifest.recipe)
+        self._versions(MANIFEST, manifest.schema_version, manifest.recipe)
         if manifest.state == "complete":
             self._root(manifest)
         for part in [entry.part for entry in manifest.parts] or self._sealed():
@@ -135,7 +136,7 @@ class _StoreCheck:
         if not isinstance(value, dict):
             self._tell(rules.CANONICAL, path, "is not a JSON object")
             return None
-        if value.get("schema_version") != SCHEMA_VERSION:
+        if value.get("schema_version") not in SCHEMA_VERSIONS:
             self._tell(rules.VERSION, path, f"schema_version is {value.get('schema_version')!r:.40}")
             return None
         try:
@@ -172,6 +173,10 @@ class _StoreCheck:
     def _sealed(self) -> list[str]:
         folders = (name for name in self.storage.folders("parts") if not name.startswith("."))
         return [name for name in folders if SEAL in self.storage.walk(f"parts/{name}")]
+
+    def _versions(self, path: str, found: str, recipe: Recipe) -> None:
+        if found != recipe.schema_version:
+            self._tell(rules.VERSION, path, f"schema_version is {found}, its recipe needs {recipe.schema_version}")
 
     def _names(self, recipe: Recipe) -> None:
         try:
@@ -211,6 +216,7 @@ class _StoreCheck:
         if seal is None:
             return
         before = len(self.violations)
+        self._versions(f"{folder}/{SEAL}", seal.schema_version, recipe)
         for rule, what in check_seal(seal, part, recipe):
             self._tell(rule, f"{folder}/{SEAL}", what)
         gone = {digest for each in manifest.forgotten for digest in each.frames}
@@ -323,6 +329,7 @@ _RULES_BY_PATH = (
     (r"parts/[^/]+/pairs/.*", rules.PAIRS),
     (r"parts/[^/]+/present", rules.PRESENT),
     (r".*/channel_(mean|scale)", rules.INT8),
+    (r".*/basis", rules.BASIS),
 )
 
 

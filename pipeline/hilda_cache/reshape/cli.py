@@ -73,14 +73,22 @@ def reencode(
     store: Store,
     out: Out,
     to: Annotated[
-        str,
-        typer.Option(help="grid, grid-int8, point or point-int8.", show_default=False, autocompletion=words(ENCODINGS)),
-    ],
+        str | None,
+        typer.Option(help="grid, grid-int8, point or point-int8; default: as it is.", autocompletion=words(ENCODINGS)),
+    ] = None,
+    dims: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep so many channels of every layer: [TEACHER=]N, along principal axes. Repeatable."),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Encode as this cache, with its axes: what is to be merged.", autocompletion=folders),
+    ] = None,
 ) -> None:
-    """Store the same features in another encoding, and measure what that loses."""
+    """Store the same features in another encoding or in fewer channels, and measure what that loses."""
     from hilda_cache.reshape import commands
 
-    commands.reencode(store, out, to)
+    commands.reencode(store, out, to, dims or [], like)
 
 
 def prune(store: Folder, dry_run: DryRun = False) -> None:

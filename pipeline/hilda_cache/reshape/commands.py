@@ -111,26 +111,60 @@ def parse_cut(
     return cut, detail
 
 
-def reencode(store: str, out: Path, to: str) -> None:
-    """Encode a store anew."""
+def reencode(store: str, out: Path, to: str | None, dims: list[str], like: str | None) -> None:
+    """Encode a store anew.
+
+    Raises:
+        UsageError: nothing would change, or options exclude each other.
+    """
     from hilda_cache.reshape.reencode import reencode as run_reencode
 
-    if to not in ENCODINGS:
-        raise UsageError(f"--to {to!r} is not known", f"use one of {', '.join(ENCODINGS)}")
-    kind, dtype = ENCODINGS[to]
-    encoding = EncodingInfo.model_validate({"kind": kind, "dtype": dtype})
-    before = open_cache(store).manifest.recipe.encoding
-    if (before.dtype, dtype) == ("int8", "float16"):
+    if not (to or dims or like):
+        raise UsageError("nothing would change", "add --to ENCODING, --dims N or --like STORE")
+    if like and (to or dims):
+        raise UsageError("--like takes encoding and channels of the other cache", "leave --to and --dims out")
+    before = open_cache(store).manifest.recipe
+    encoding = _encoding(to) if to else None
+    if encoding and (before.encoding.dtype, encoding.dtype) == ("int8", "float16"):
         warn("what int8 lost does not come back: the new store is larger and no more exact")
+    kept = _channels(dims, [teacher.name for teacher in before.teachers])
     with _progress() as on_part:
-        manifest = run_reencode(store, out, encoding, on_part)
-    if before != encoding:
-        for name, error in manifest.encoding_error.items():
-            say(
-                f"{name}, against {store}: cosine at least {error.cosine_min:.6f}, {error.cosine_mean:.6f} on average; "
-                f"relative L2 at most {error.relative_l2_max:.2g}, {error.relative_l2_mean:.2g} on average"
-            )
+        manifest = run_reencode(store, out, encoding, kept, like, on_part)
+    if before.digest() != manifest.recipe.digest():
+        _say_losses(store, manifest)
     _say_made(out, manifest)
+
+
+def _encoding(word: str) -> EncodingInfo:
+    if word not in ENCODINGS:
+        raise UsageError(f"--to {word!r} is not known", f"use one of {', '.join(ENCODINGS)}")
+    kind, dtype = ENCODINGS[word]
+    return EncodingInfo.model_validate({"kind": kind, "dtype": dtype})
+
+
+def _channels(dims: list[str], teachers: list[str]) -> dict[str, int]:
+    found = {}
+    for name, text in split_per_teacher("--dims", dims, teachers).items():
+        if not (text.isascii() and text.isdigit() and int(text)):
+            raise UsageError(f"--dims {text!r} is no number of channels", "write --dims 128, or --dims TEACHER=128")
+        found[name] = int(text)
+    return found
+
+
+def _say_losses(store: str, manifest: Manifest) -> None:
+    layers = {f"{each.name}/{layer.name}": layer for each in manifest.recipe.teachers for layer in each.layers}
+    for name, error in manifest.encoding_error.items():
+        reduction = layers[name].reduction
+        of = (
+            f"{layers[name].channels} of {reduction.channels} channels, "
+            f"{reduction.explained_variance:.1%} of the variance: "
+            if reduction
+            else ""
+        )
+        say(
+            f"{name}, against {store}: {of}cosine at least {error.cosine_min:.6f}, {error.cosine_mean:.6f} on average; "
+            f"relative L2 at most {error.relative_l2_max:.2g}, {error.relative_l2_mean:.2g} on average"
+        )
 
 
 def prune(store: str, *, dry_run: bool) -> None:
@@ -200,11 +234,11 @@ def migrate(store: str, *, dry_run: bool) -> None:
     """Take a store to today's schema."""
     from hilda_cache.reshape.migrate import migrate as run_migrate
     from hilda_cache.reshape.migrate import steps_of
-    from hilda_schema.manifest import SCHEMA_VERSION
+    from hilda_schema.manifest import SCHEMA_VERSIONS
 
     steps = steps_of(Path(store)) if dry_run else run_migrate(Path(store))
     if not steps:
-        say(f"{store} has schema {SCHEMA_VERSION}, which is today's: nothing to do")
+        say(f"{store} has a schema that is written today ({', '.join(SCHEMA_VERSIONS)}): nothing to do")
     for version in steps:
         say(f"{'would leave' if dry_run else 'left'} schema {version} behind")
 
@@ -229,15 +263,18 @@ def repair(store: str, *, drop_damaged: bool) -> None:
     for part, keys in report.lost.items():
         frames = f"{keys[0]} to {keys[-1]}, {counted(len(keys), 'frame')}" if keys else "its frames are not known"
         warn(f"removed part {part}: {frames}")
-    say(f"{store}: {len(manifest.parts)} parts, {manifest.frames} frames, content {manifest.root_sha256}")
+    held = f"{counted(len(manifest.parts), 'part')}, {counted(manifest.frames, 'frame')}"
+    say(f"{store}: {held}, content {manifest.root_sha256}")
     if report.lost and (manifest.parents or manifest.forgotten):
         warn("  -> to have the lost frames again, make it anew from the stores it was made from (hilda-cache card)")
     elif report.lost:
         warn(f"  -> {extract_command(manifest.recipe, store)}")
         warn("     makes them again; where images are gone, --missing skip records them as absent")
-    if report.manifest_was_lost:
+    if report.manifest_was_lost and not report.history_was_lost:
+        say("the manifest was lost: what only it knew is taken from history.json")
+    if report.history_was_lost:
         warn(
-            "the manifest was lost: its parts do not say which --scenes and --frames had been asked for, nor whether "
-            f"frames were removed on request; to go on extracting a selection, remove {store}/manifest.json first: "
-            "parts are kept"
+            "manifest.json and history.json were lost: the parts do not say which --scenes and --frames had been asked "
+            f"for, nor whether frames were removed on request; to go on extracting a selection, remove {store}/"
+            "manifest.json and history.json first: parts are kept"
         )

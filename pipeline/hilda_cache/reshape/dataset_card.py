@@ -15,7 +15,7 @@ from hilda_cache.reshape.again import extract_command
 from hilda_schema import __version__
 from hilda_schema.durable import replace_file
 from hilda_schema.errors import CacheConflict
-from hilda_schema.manifest import Manifest, Parent, TeacherInfo
+from hilda_schema.manifest import LayerInfo, Manifest, Parent, TeacherInfo
 from hilda_schema.reader import Cache, open_cache
 from hilda_schema.root import CARD
 from hilda_schema.terminal import counted, human_bytes
@@ -171,11 +171,22 @@ def _teachers(manifest: Manifest) -> str:
                 [f"{error.cosine_min:.6f}", f"{error.cosine_mean:.6f}", f"{error.relative_l2_max:.2g}",
                  f"{error.relative_l2_mean:.2g}"] if error else ["?"] * 4
             )  # fmt: skip
-            cells = [_text(teacher.name), _text(layer.name), f"{layer.height} x {layer.width}", str(layer.channels)]
+            cells = [_text(teacher.name), _text(layer.name), f"{layer.height} x {layer.width}", _channels(layer)]
             lines.append(f"| {' | '.join([*cells, *numbers])} |")
     about = [_about(teacher) for teacher in manifest.recipe.teachers]
     told = "Error of the encoding: mean-centred cosine and relative L2 between what was stored and what is read."
+    if any(layer.reduction for teacher in manifest.recipe.teachers for layer in teacher.layers):
+        told += (
+            " Where channels were left out, what is read is lifted first: the stored channels are coordinates along "
+            "orthonormal axes, which every part holds (`cache.basis(teacher, layer)`)."
+        )
     return "\n".join([*about, "", told, "", *lines])
+
+
+def _channels(layer: LayerInfo) -> str:
+    if layer.reduction is None:
+        return str(layer.channels)
+    return f"{layer.channels} of {layer.reduction.channels} ({layer.reduction.explained_variance:.1%} of the variance)"
 
 
 def _about(teacher: TeacherInfo) -> str:

@@ -25,7 +25,6 @@ from hilda_schema.errors import UsageError
 from hilda_schema.features import encode_features
 from hilda_schema.layout import POINT_COLUMNS, ArraySpec, PartSizes, layer_path, part_arrays
 from hilda_schema.manifest import (
-    SCHEMA_VERSION,
     EncodingError,
     FileSeal,
     FrameRow,
@@ -106,8 +105,30 @@ def check_derivable(recipe: Recipe, new: Recipe) -> None:
         layers={teacher.name: [layer.name for layer in teacher.layers] for teacher in new.teachers},
     )
     changed = {name: getattr(new, name) for name in ("encoding", "store_points", "selection")}
-    if narrowed.model_copy(update=changed) != new:
-        raise UsageError("a part can lose frames, cameras, teachers, layers and points, or be encoded anew, no more")
+    taken = _layers_of(recipe)
+    for name, layer in _layers_of(new).items():
+        if taken[name].reduction not in (None, layer.reduction):
+            raise UsageError(f"{name} has lost channels already", "start from the store that has all of them")
+    if unreduced(narrowed).model_copy(update=changed) != unreduced(new):
+        raise UsageError(
+            "a part can lose frames, cameras, teachers, layers, channels and points, or be encoded anew, no more"
+        )
+
+
+def unreduced(recipe: Recipe) -> Recipe:
+    """A recipe with all channels of its models again."""
+
+    def whole(layer: LayerInfo) -> LayerInfo:
+        if layer.reduction is None:
+            return layer
+        return layer.model_copy(update={"channels": layer.reduction.channels, "reduction": None})
+
+    teachers = [teacher.model_copy(update={"layers": tuple(map(whole, teacher.layers))}) for teacher in recipe.teachers]
+    return recipe.model_copy(update={"teachers": tuple(teachers)})
+
+
+def _layers_of(recipe: Recipe) -> dict[str, LayerInfo]:
+    return {f"{teacher.name}/{layer.name}": layer for teacher in recipe.teachers for layer in teacher.layers}
 
 
 def derived_id(part: str, recipe: Recipe, new: Recipe, keys: Sequence[str]) -> str:
@@ -120,7 +141,7 @@ def derived_id(part: str, recipe: Recipe, new: Recipe, keys: Sequence[str]) -> s
         keys: the frames that stay, in order.
     """
     identity = {
-        "schema": SCHEMA_VERSION,
+        "schema": new.schema_version,
         "part": part,
         "part_recipe": recipe.digest(),
         "recipe": new.digest(),
@@ -137,6 +158,7 @@ def derive_part(
     new: Recipe,
     rows: Sequence[int] | None = None,
     seal_sha256: str | None = None,
+    bases: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> PartEntry:
     """Make a part from a part, or find it already made; one that stays as it is keeps its id and is linked or copied.
 
@@ -148,6 +170,7 @@ def derive_part(
         new: that store's recipe; see `check_derivable`.
         rows: which of the part's frames stay, ascending, neither none nor all; None: all.
         seal_sha256: what the source's manifest says of the part's seal.
+        bases: "teacher/layer" -> (K, C) for each layer that loses channels, as the new recipe says.
 
     Returns:
         The new part, as the store's manifest lists it.
@@ -163,7 +186,7 @@ def derive_part(
     opened, _ = open_part(source, part, recipe, seal_sha256)
     rows = range(len(opened.frames)) if rows is None else rows
     seal, _, _ = read_seal(source, part)
-    made = _Derivation(opened, seal, recipe, new, rows)
+    made = _Derivation(opened, seal, recipe, new, rows, bases or {})
     if found := existing_part(store, made.part, new.digest(), new):
         return found
     return make_part(store, new, made.part, made.write)
@@ -172,8 +195,16 @@ def derive_part(
 class _Derivation:
     """One part on its way to another."""
 
-    def __init__(self, opened: OpenPart, seal: Seal, recipe: Recipe, new: Recipe, rows: Sequence[int]) -> None:
-        self.opened, self.seal, self.recipe, self.new, self.rows = opened, seal, recipe, new, rows
+    def __init__(
+        self,
+        opened: OpenPart,
+        seal: Seal,
+        recipe: Recipe,
+        new: Recipe,
+        rows: Sequence[int],
+        bases: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        self.opened, self.seal, self.recipe, self.new, self.rows, self.bases = opened, seal, recipe, new, rows, bases
         names = recipe.dataset.cameras
         self.cameras = [names.index(name) for name in new.dataset.cameras]
         self.numbers = np.full(len(names), GONE, np.uint8)  # old number of a camera -> new
@@ -194,15 +225,14 @@ class _Derivation:
         )
         arrays = part_arrays(self.new, sizes)
         files = write_metadata(folder, arrays, self.new)
-        errors = self._copied_errors()
-        if self.new.encoding != self.recipe.encoding:
-            errors = self._encode_anew(folder, arrays, files)
+        errors = self._copied_errors() | self._encode_anew(folder, arrays, files)
         for path, spec in arrays.items():
             if spec.chunks and spec.shard_path not in files:
                 files[spec.shard_path] = self._copy(folder, path, spec, frames)
         cameras = tuple(self.seal.cameras[number] for number in self.cameras)
         whole = self.all_rows and self.all_cameras
         return Seal(
+            schema_version=self.new.schema_version,
             part=self.part,
             recipe_digest=self.new.digest(),
             scene=self.seal.scene,
@@ -221,8 +251,7 @@ class _Derivation:
 
     def _copied_errors(self) -> dict[str, EncodingError]:
         """What was measured of the whole part still bounds what is left of it."""
-        names = [f"{teacher.name}/{layer.name}" for teacher in self.new.teachers for layer in teacher.layers]
-        return {name: self.seal.encoding_error[name] for name in names}
+        return {name: self.seal.encoding_error[name] for name in _layers_of(self.new)}
 
     def _frame(self, row: int) -> FrameRow:
         frame = self.opened.frames[row]
@@ -283,14 +312,17 @@ class _Derivation:
     def _encode_anew(
         self, folder: Path, arrays: dict[str, ArraySpec], files: dict[str, FileSeal]
     ) -> dict[str, EncodingError]:
-        """Write every layer in the new encoding; a layer at a time, so that only one is held in memory."""
+        """Write layers that change their encoding or lose channels, one after the other: only one is in memory."""
         errors = {}
         keys = [self.opened.frames[row].key for row in self.rows]
         for teacher in self.new.teachers:
             for layer in teacher.layers:
+                basis = self.bases.get(f"{teacher.name}/{layer.name}")
+                if basis is None and self.new.encoding == self.recipe.encoding:
+                    continue
                 values = [self._features(teacher.name, layer, row) for row in self.rows]
                 encoded = encode_features(
-                    self.new.encoding, teacher.name, layer, values, keys, self.new.dataset.cameras
+                    self.new.encoding, teacher.name, layer, values, keys, self.new.dataset.cameras, basis
                 )
                 for path, rows in encoded.rows.items():
                     if (spec := arrays[path]).chunks:

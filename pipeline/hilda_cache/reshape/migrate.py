@@ -1,7 +1,8 @@
 """From a store of an earlier schema to one of today's.
 
-There is one schema so far, so there is no step. The first change of the schema brings the first: an entry in `STEPS`,
-and a store of the old schema that stays in the tests.
+A store has the lowest schema that can say what is in it (`Recipe.schema_version`), so that all schemas so far are
+today's and there is no step. A schema that is no longer written brings one: an entry in `STEPS`, and a store of it
+that stays in the tests.
 """
 
 from __future__ import annotations

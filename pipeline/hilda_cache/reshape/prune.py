@@ -10,12 +10,12 @@ from hilda_schema.durable import TEMPORARY, sweep_temporary
 from hilda_schema.errors import CacheCorrupt, UsageError
 from hilda_schema.manifest import Manifest
 from hilda_schema.part import read_seal
-from hilda_schema.root import CARD, FRAMES, GROUP, MANIFEST
+from hilda_schema.root import GROUP, OWN_FILES
 from hilda_schema.storage import LocalStorage
 from hilda_schema.verify import LOCK
 from hilda_schema.writer import read_manifest, remove_part
 
-OWN = {MANIFEST, FRAMES, GROUP, CARD, LOCK, "parts"}
+OWN = {*OWN_FILES, LOCK, "parts"}
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ class RepairReport:
     manifest: Manifest
     lost: dict[str, list[str]] = field(default_factory=dict)  # part removed -> keys of its frames, as far as known
     manifest_was_lost: bool = False
+    history_was_lost: bool = False  # and what only the manifest knew with it
     forgot: bool = False  # a removal of frames that had been interrupted is done
 
 
@@ -55,7 +56,8 @@ def repair(
                 lost[part] = keys.get(part) or _sealed_keys(store, part)
                 if (store / "parts" / part).exists():
                     remove_part(store, part)
-        return RepairReport(rebuild(store), lost, manifest_was_lost=settled is None)
+        manifest = rebuild(store)
+        return RepairReport(manifest, lost, settled is None, settled is None and not manifest.software)
 
 
 def _settled(store: Path) -> Manifest | None:

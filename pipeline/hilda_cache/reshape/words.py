@@ -11,6 +11,7 @@ from hilda_schema.terminal import counted
 MAX_CELL = 64
 MAX_ROWS = 12
 MIN_CELL = 10
+UNBOUNDED = 10**6  # columns, of what is no terminal
 
 
 def option_words(**options: str | Sequence[str] | None) -> str:
@@ -56,9 +57,9 @@ def fitted_table(
         rows: their cells.
         flexible: columns whose cells may be cut, down to ten characters.
         droppable: columns that are left out, the first one first, where cutting is not enough.
-        width: of the terminal.
+        width: of the terminal; None asks it, and a file or pipe gets all.
     """
-    width = width or shutil.get_terminal_size().columns
+    width = width or shutil.get_terminal_size((UNBOUNDED, 0)).columns
     columns = {name: [name, *(_plain(row[k]) for row in rows)] for k, name in enumerate(header)}
 
     def widths(least: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(push)
     app.command()(pull)
+    app.command()(sign)
 
 
 def push(
@@ -58,3 +59,16 @@ def pull(
     from hilda_cache.share import commands
 
     raise typer.Exit(commands.pull(url, store, scenes, teachers, layers, jobs, dry_run=dry_run, as_json=as_json))
+
+
+def sign(
+    store: Annotated[str, typer.Argument(help="The cache: a folder or a URL.", show_default=False)],
+    key: Annotated[
+        Path, typer.Option("--key", "-k", help="A key of ssh-keygen, or its .pub if an agent holds it.")
+    ] = Path("~/.ssh/id_ed25519"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where it goes; default: STORE/root.sig.")] = None,
+) -> None:
+    """Sign a cache's content hash with an SSH key, for hilda-cache verify --signers."""
+    from hilda_cache.share import commands
+
+    commands.sign(store, key, out)

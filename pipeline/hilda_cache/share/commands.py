@@ -20,6 +20,7 @@ from hilda_cache.share.push import push as run_push
 from hilda_schema.errors import UsageError
 from hilda_schema.manifest import Manifest
 from hilda_schema.part import SEAL, SEAL_LIMIT
+from hilda_schema.reader import open_cache
 from hilda_schema.remote import RemoteStorage
 from hilda_schema.root import SEALS_AT_ONCE, read_seals
 from hilda_schema.storage import LocalStorage, open_storage, pinned
@@ -29,7 +30,12 @@ from hilda_schema.terminal import Interrupted, Meter, counted, human_bytes, huma
 def push(
     store: Path, url: str, jobs: int, *, replace: bool, recheck: bool, dry_run: bool, as_json: bool
 ) -> int:  # fmt: skip
-    """Bring a URL to hold a folder's store; the exit code."""
+    """Bring a URL to hold a folder's store; the exit code.
+
+    Raises:
+        UsageError: the URL names a content, the store is no folder, or an option does not go with a folder.
+        CacheError: the store is not complete, or the URL holds another one.
+    """
     target = open_storage(url)
     if target.pin:
         raise UsageError("a push goes to a place, not to a content", "leave @sha256:... out")
@@ -39,7 +45,9 @@ def push(
         # A folder is written as every store on a disk is: part by part, by renaming.
         if replace or recheck:
             raise UsageError("--replace and --recheck are for URLs", "give a new folder instead")
-        return pull(str(store), Path(target.name), None, None, None, jobs, dry_run=dry_run, as_json=as_json)
+        return pull(
+            str(store), Path(target.name), None, None, None, jobs, dry_run=dry_run, as_json=as_json, verb="copied"
+        )
     manifest = complete_manifest(LocalStorage(store))
     if dry_run:
         check_remote(target, manifest, LocalStorage(store), replace=replace)
@@ -63,6 +71,7 @@ def pull(
     *,
     dry_run: bool,
     as_json: bool,
+    verb: str = "fetched",
 ) -> int:
     """Bring a folder to hold a store, or a cut of it; the exit code."""
     whole = scenes is None and teachers is None and not layers
@@ -72,8 +81,17 @@ def pull(
         return 0
     with _watched(len(plan.parts)) as (meter, began):
         manifest, transfer = run_pull(plan, store, jobs=jobs, on_part=lambda t: _advance(meter, t))
-    _say_done(str(store), manifest, transfer, "fetched", time.monotonic() - began, as_json=as_json)
+    _say_done(str(store), manifest, transfer, verb, time.monotonic() - began, as_json=as_json)
     return 0
+
+
+def sign(store: str, key: Path, out: Path | None) -> None:
+    """Sign a store's content hash."""
+    from hilda_cache.share.signature import sign_root
+
+    cache = open_cache(store)
+    path = sign_root(cache, key.expanduser(), out)
+    say(f"wrote {path}: signature of sha256:{cache.manifest.root_sha256}")
 
 
 @contextmanager

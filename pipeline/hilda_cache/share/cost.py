@@ -64,7 +64,7 @@ def pull_cost(scheme: str, parts: list[list[int]], parts_there: int) -> Cost:
     return _cost(scheme, parts, parts_there, 0, small + _reads(sizes, over=0) + ROOT_FILES, sum(sizes))
 
 
-ROOT_FILES = 4
+ROOT_FILES = 5
 
 
 def _reads(sizes: Iterable[int], over: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from hilda_schema.layout import group_metadata, root_metadata
 from hilda_schema.manifest import Manifest, PartEntry, Recipe, Seal, sha256_hex
 from hilda_schema.part import SEAL, arrays_of, check_seal, metadata_files
 from hilda_schema.remote import RemoteStorage
-from hilda_schema.root import FRAMES, FRAMES_LIMIT, GROUP, PARTS_GROUP, read_seals
+from hilda_schema.root import FRAMES, FRAMES_LIMIT, GROUP, PARTS_GROUP, SIGNATURE, SIGNATURE_LIMIT, read_seals
 from hilda_schema.storage import Storage
 from hilda_schema.terminal import human_bytes
 from hilda_schema.writer import existing_part, finish_store, read_manifest, sealed_parts, write_manifest
@@ -293,6 +293,12 @@ def _remove_strangers(folder: Path, seal: Seal) -> None:
                 here.unlink()
 
 
+def _fetch_signature(source: Storage, store: Path) -> None:
+    """Take over the signature of the content, where there is one; what it is worth, `hilda-cache verify` says."""
+    with suppress(FileNotFoundError):
+        replace_file(store, SIGNATURE, source.read(SIGNATURE, SIGNATURE_LIMIT))
+
+
 def _finish(plan: PullPlan, store: Path) -> None:
     """Write the root: of a whole store the very bytes that are at the source, else what follows from the seals."""
     manifest, storage = plan.source.manifest, plan.source.storage
@@ -303,6 +309,7 @@ def _finish(plan: PullPlan, store: Path) -> None:
             replace_file(store, PARTS_GROUP, group_metadata())
             replace_file(store, GROUP, root_metadata(plan.recipe))
             write_manifest(store, manifest)
+            _fetch_signature(storage, store)
             return
     digest = plan.recipe.digest()
     entries = [existing_part(store, each.part, digest, plan.recipe) for each in plan.parts]

@@ -23,15 +23,19 @@ from hilda_schema.root import (
     FRAMES,
     FRAMES_LIMIT,
     GROUP,
+    HISTORY,
     MANIFEST,
     MANIFEST_LIMIT,
+    OWN_FILES,
     PARTS_GROUP,
+    SIGNATURE,
+    SIGNATURE_LIMIT,
     load_manifest,
     load_root,
 )
 from hilda_schema.storage import LocalStorage
 
-ROOT_FILES = {PARTS_GROUP, GROUP, FRAMES, MANIFEST}
+ROOT_FILES = {PARTS_GROUP, *OWN_FILES}
 
 
 def complete_manifest(store: LocalStorage) -> Manifest:
@@ -129,53 +133,79 @@ def push(
     source = LocalStorage(store)
     manifest = complete_manifest(source)
     root = _root_files(source, manifest)
+    versions = {path: remote.version(path) for path in (FRAMES, MANIFEST)}  # before they are looked at
     before, unlisted = check_remote(remote, manifest, source, replace=replace)
     sender = _Sender(source, remote, manifest.recipe, recheck)
     transfer = Transfer(unlisted=unlisted)
     move_parts(transfer, manifest.parts, sender.send, jobs, remote.stop, on_part)
     transfer.raise_damage()
-    _send_root(sender, root, before)
+    _send_root(sender, root, before, versions)
+    _send_signature(sender)
     return manifest, transfer
 
 
 def _root_files(source: LocalStorage, manifest: Manifest) -> dict[str, bytes]:
     """Everything at the root in the order in which it is written."""
-    frames = source.read(FRAMES, FRAMES_LIMIT)
+    frames = _read(source, FRAMES, FRAMES_LIMIT)
     if sha256_hex(frames) != manifest.frames_sha256:
         raise CacheCorrupt(f"{source.name}/{FRAMES} is not the one that the manifest names", verify_command(source))
     return {
         PARTS_GROUP: group_metadata(),
         GROUP: root_metadata(manifest.recipe),
+        HISTORY: manifest.history().to_bytes(),
         FRAMES: frames,
         MANIFEST: manifest.to_bytes(),
     }
 
 
-def _send_root(sender: _Sender, root: dict[str, bytes], before: bytes | None) -> None:
+def _send_root(sender: _Sender, root: dict[str, bytes], before: bytes | None, versions: dict[str, str | None]) -> None:
     """Write the root, the manifest last and only over the one that was looked at.
+
+    Of two pushes at a time, the second to write the table or the manifest is refused by a server that knows conditional
+    writes; by others, what it reads before and after tells it.
 
     Raises:
         CacheConflict: somebody else pushed meanwhile.
     """
-    remote = sender.remote
+    remote, manifest = sender.remote, root[MANIFEST]
     conflict = CacheConflict(
         f"another push to {remote.name} finished meanwhile", "run the same command again to see what it brought"
     )
-    *others, (_, manifest) = root.items()
-    for path, data in others:
-        sender.put_small({path: data})
-    now = read_or_none(remote, MANIFEST, MANIFEST_LIMIT)
-    if now not in (before, manifest):
+    for path in (PARTS_GROUP, GROUP):
+        sender.put_small({path: root[path]})
+    if read_or_none(remote, MANIFEST, MANIFEST_LIMIT) not in (before, manifest):
         raise conflict
-    if now != manifest:
-        try:
-            sender.put_small({MANIFEST: manifest})
-        except CacheCorrupt:
-            with suppress(CacheError):
-                remote.write_many({MANIFEST: before}) if before else remote.remove(MANIFEST)
-            raise
+    sender.put_small({HISTORY: root[HISTORY]})
+    try:
+        sender.put_over(FRAMES, root[FRAMES], versions[FRAMES])
+        if read_or_none(remote, MANIFEST, MANIFEST_LIMIT) not in (before, manifest):
+            raise conflict
+        _send_manifest(sender, manifest, before, versions[MANIFEST])
+    except CacheConflict:
+        raise conflict from None
     if read_or_none(remote, FRAMES, FRAMES_LIMIT) != root[FRAMES]:
         raise conflict
+
+
+def _send_manifest(sender: _Sender, manifest: bytes, before: bytes | None, version: str | None) -> None:
+    """Write the manifest; where it does not arrive as it is, the one before comes back."""
+    try:
+        sender.put_over(MANIFEST, manifest, version)
+    except CacheCorrupt:
+        with suppress(CacheError):
+            sender.remote.write_many({MANIFEST: before}) if before else sender.remote.remove(MANIFEST)
+        raise
+
+
+def _send_signature(sender: _Sender) -> None:
+    """Send the signature of this content; one of another content goes."""
+    try:
+        data = sender.source.read(SIGNATURE, SIGNATURE_LIMIT)
+    except FileNotFoundError:
+        if read_or_none(sender.remote, SIGNATURE, SIGNATURE_LIMIT) is not None:
+            sender.remote.remove(SIGNATURE)
+    else:
+        sender.put_small({SIGNATURE: data})
 
 
 class _Sender:
@@ -187,7 +217,7 @@ class _Sender:
     def send(self, entry: PartEntry) -> Moved:
         """Send what is missing of one part, its seal last."""
         folder = f"parts/{entry.part}"
-        sealed = self.source.read(f"{folder}/{SEAL}", SEAL_LIMIT)
+        sealed = _read(self.source, f"{folder}/{SEAL}", SEAL_LIMIT)
         there = read_or_none(self.remote, f"{folder}/{SEAL}", SEAL_LIMIT)
         if there == sealed and not self.recheck:
             return Moved(kept_parts=1)
@@ -211,7 +241,7 @@ class _Sender:
         for group in batches({path: file.size for path, file in small.items()}):
             files = {}
             for path in group:
-                data = self.source.read(f"{folder}/{path}", SMALL_BYTES)
+                data = _read(self.source, f"{folder}/{path}", SMALL_BYTES)
                 if sha256_hex(data) != small[path].sha256:
                     raise self._damaged(f"{folder}/{path}")
                 files[f"{folder}/{path}"] = data
@@ -261,6 +291,26 @@ class _Sender:
             self._give_up(list(missing))
         return written
 
+    def put_over(self, path: str, data: bytes, version: str | None) -> None:
+        """Write a small file over the version that was seen, and read it back; nothing where it is there already.
+
+        Raises:
+            CacheConflict: somebody else wrote it.
+        """
+        for _ in range(2):
+            if self._is_there(path, data):
+                return
+            refused = None
+            try:
+                self.remote.write_over(path, data, version)
+            except CacheError as error:
+                refused = error
+            if refused and not self._is_there(path, data):  # it is where only the answer was lost
+                raise refused
+            version = self.remote.version(path) if version != "" else ""  # of what arrived, if that is not `data`
+        if not self._is_there(path, data):
+            self._give_up([path])
+
     def _not_there(self, files: dict[str, bytes]) -> dict[str, bytes]:
         if len(files) > 1:
             with suppress(CacheCorrupt):
@@ -286,6 +336,14 @@ class _Sender:
             f"{self.remote.name}/{paths[0]} came back twice with other bytes than were written",
             "something between here and there changes bytes: look at the network, then run the same command again",
         )
+
+
+def _read(source: LocalStorage, path: str, limit: int) -> bytes:
+    """A file that the store to be pushed must have."""
+    try:
+        return source.read(path, limit)
+    except FileNotFoundError:
+        raise CacheCorrupt(f"{source.name}/{path} is missing", verify_command(source)) from None
 
 
 def read_or_none(storage: RemoteStorage, path: str, limit: int) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import fsspec
@@ -82,3 +83,11 @@ def test_columns_are_cut_and_names_cannot_leave_their_cell() -> None:
     assert [len(line) <= 26 for line in text.splitlines()[:2]] == [True, True]
     assert text.splitlines()[1].endswith("…  one?line?[31m")
     assert text.splitlines()[2] == "(1 column left out; --json has all)"
+
+
+def test_a_file_or_a_pipe_gets_every_column_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with (tmp_path / "list.txt").open("w") as file:
+        monkeypatch.setattr(sys, "__stdout__", file)
+        text = fitted_table(("a", "b"), [("x" * 200, "y")], flexible=("a",), droppable=("b",))
+    assert text.splitlines()[1] == f"{'x' * 200}  y"

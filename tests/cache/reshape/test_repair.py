@@ -15,12 +15,14 @@ from hilda_cache.cli import app
 from hilda_cache.extract import ExtractReport, extract
 from hilda_cache.options import build_request
 from hilda_cache.request import ExtractRequest
+from hilda_cache.reshape.forget import forget
 from hilda_cache.reshape.merge import merge
 from hilda_cache.reshape.subset import Cut, subset
 from hilda_schema import open_cache
 from hilda_schema.errors import CacheConflict
 from hilda_schema.testing import tiny_cache, validate
 from hilda_schema.verify import verify
+from hilda_schema.writer import read_manifest
 
 Tree = Callable[[Path], dict[str, str]]
 
@@ -142,9 +144,10 @@ def test_an_extraction_knows_where_its_frames_stand(
     assert merge([*stores, str(extracted)], tmp_path / "all").frames == 6
 
 
-def test_a_lost_manifest_takes_the_selection_with_it_and_the_way_on_is_said(
+def test_a_lost_manifest_comes_back_from_its_second_account(
     tiny_drive: Path, tiny_vit: Path, extracted: Path, dask_client: Any, tree: Tree, tmp_path: Path
 ) -> None:
+    """Without that too, the selection is lost, and the way on is said."""
     scene = open_cache(extracted).manifest.parts[0].scene
     asked = request(asked_words("--scenes", scene), tiny_drive, tiny_vit)
     store = tmp_path / "store"
@@ -152,14 +155,53 @@ def test_a_lost_manifest_takes_the_selection_with_it_and_the_way_on_is_said(
     before = tree(store)
     (store / "manifest.json").unlink()
     _, said = invoke("repair", store)
-    assert "the manifest was lost" in said
+    assert "what only it knew is taken from history.json" in said
+    assert tree(store) == before
+    for name in ("manifest.json", "history.json"):
+        (store / name).unlink()
+    _, said = invoke("repair", store)
+    assert "manifest.json and history.json were lost" in said
     with pytest.raises(CacheConflict, match=r"selection\.scenes"):
         run(asked, store, dask_client)
-    assert f"remove {store}/manifest.json" in said
-    (store / "manifest.json").unlink()
+    assert f"remove {store}/manifest.json and history.json" in said
+    for name in ("manifest.json", "history.json"):
+        (store / name).unlink()
     report = run(asked, store, dask_client)
     assert report.reused == report.planned
     assert tree(store) == before
+
+
+def test_a_lost_manifest_takes_no_request_and_no_ancestor_with_it(tmp_path: Path, tree: Tree) -> None:
+    whole, store = tiny_cache(tmp_path / "whole", points=40), tmp_path / "store"
+    subset(str(whole), store, Cut(frames="0:4"), "--frames 0:4")
+    forget(store, ["scene-0001"], [], "asked for")
+    before, known = tree(store), read_manifest(store)
+    (store / "manifest.json").write_bytes(b"torn")
+    invoke("repair", store)
+    assert tree(store) == before
+    assert read_manifest(store) == known
+    # A part with what was removed, come back from a backup, goes again.
+    other = open_cache(whole).manifest.parts[-1].part
+    shutil.copytree(whole / "parts" / other, store / "parts" / other)
+    (store / "manifest.json").unlink()
+    invoke("repair", store)
+    assert tree(store) == before
+
+
+@pytest.mark.parametrize("name", ["history.json", "manifest.json"])
+def test_a_second_account_that_differs_is_damage_and_mended(tmp_path: Path, tree: Tree, name: str) -> None:
+    store = tiny_cache(tmp_path / "store", points=40)
+    before = tree(store)
+    content = bytearray((store / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / name).write_bytes(content)
+    assert name in {problem.file for problem in verify(store).problems}
+    invoke("repair", store)
+    assert tree(store) == before
+    (store / "history.json").write_bytes((tiny_cache(tmp_path / "o", kind="point") / "history.json").read_bytes())
+    (store / "manifest.json").unlink()
+    _, said = invoke("repair", store)  # of another recipe: believed by nobody
+    assert "manifest.json and history.json were lost" in said
 
 
 def test_a_made_store_is_not_extracted_into_and_says_what_else_to_do(

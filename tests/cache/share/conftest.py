@@ -29,7 +29,14 @@ from hilda_schema.storage import open_storage
 from hilda_schema.testing import tiny_cache
 
 KEY, SECRET = "AKIAEXAMPLEEXAMPLE00", "canary-of-a-secret-key"
-CODES = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 500: "InternalError", 503: "SlowDown"}
+CODES = {
+    403: "AccessDenied",
+    404: "NoSuchKey",
+    429: "TooManyRequests",
+    500: "InternalError",
+    501: "NotImplemented",
+    503: "SlowDown",
+}
 HOP = {"connection", "transfer-encoding", "content-length", "expect"}
 
 
@@ -58,7 +65,7 @@ class FaultProxy:
     """Forwards HTTP to a server on this machine, except where `rule` says otherwise.
 
     A rule returns None, an HTTP status, or: reset, stall, lost (done, but not answered), flip (one bit of the answer's
-    body), flip-up (of the request's body), cut (half of the answer's body, and then the end).
+    body), flip-up (of the request's body), cut (half of the answer's body, and then the end), slow (a piece at a time).
     """
 
     upstream: int
@@ -66,6 +73,7 @@ class FaultProxy:
     before: Callable[[Request], None] = lambda request: None  # called before a request is forwarded
     after: Callable[[Request], None] = lambda request: None  # and when it was done, before it is answered
     log: list[Request] = field(default_factory=list)
+    slow_s: float = 4.0  # what a slow answer takes
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -155,7 +163,9 @@ class FaultProxy:
             data = data[: len(data) // 2]
         request.given = len(data)
         if http_.command != "HEAD":
-            http_.wfile.write(data)
+            for piece in _tenths(data) if fault == "slow" else [data]:
+                http_.wfile.write(piece)
+                time.sleep(self.slow_s / 10 if fault == "slow" else 0)
         if fault == "cut":
             http_.wfile.flush()
             _hang_up(http_)
@@ -180,6 +190,11 @@ def _refuse(http_: http.server.BaseHTTPRequestHandler, status: int) -> None:
     http_.end_headers()
     if http_.command != "HEAD":
         http_.wfile.write(data)
+
+
+def _tenths(data: bytes) -> list[bytes]:
+    step = -(-len(data) // 10) or 1
+    return [data[start : start + step] for start in range(0, len(data), step)]
 
 
 def _hang_up(http_: http.server.BaseHTTPRequestHandler) -> None:

@@ -41,8 +41,8 @@ def test_what_a_large_store_costs() -> None:
     assert pulled.usd == pytest.approx(
         pulled.bytes / 1e9 * USD_PER_GB_OUT["s3"] + pulled.reads * USD_PER_READ["s3"], rel=1e-9
     )
-    assert pulled.reads == 4000 * (50 + -(-200_000_000 // PIECE_BYTES)) + 4
-    assert pushed.writes == 4000 * (50 + -(-200_000_000 // 2**24) + 2) + 4
+    assert pulled.reads == 4000 * (50 + -(-200_000_000 // PIECE_BYTES)) + 5
+    assert pushed.writes == 4000 * (50 + -(-200_000_000 // 2**24) + 2) + 5
     assert pushed.usd is not None
     assert pushed.usd - pushed.bytes / 1e9 * USD_PER_GB_OUT["s3"] - pushed.reads * USD_PER_READ["s3"] > 0
     assert pushed.writes * USD_PER_WRITE["s3"] < 2

@@ -282,6 +282,26 @@ def test_stalls_end_in_bounded_time(
     validate(tmp_path / "here")
 
 
+def test_a_slow_server_is_waited_for_and_one_that_is_too_slow_given_up(
+    at_s3: str, s3: Any, proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tree: Tree
+) -> None:
+    """Scenario 56: the time a request may take grows with its bytes, and ends."""
+    name, cut = "points/xyz_m/c.0.0", (Cut(scenes=("scene-0000",)), "")
+    proxy.rule = lambda request: "slow" if name in request.path else None
+    monkeypatch.setenv("HILDA_REMOTE_TIMEOUT_S", "1")  # for 576 kB, at 50 kB/s, 12.5 s
+    assert proxy.slow_s > 1
+    pull(network_plan(s3, *cut), tmp_path / "here", jobs=1)
+    assert any(name in request.path for request in proxy.log)
+    validate(tmp_path / "here")
+    monkeypatch.setattr("hilda_schema.remote.SLOWEST_BYTES_PER_S", 1e9)
+    monkeypatch.setenv("HILDA_REMOTE_TIMEOUT_S", "2")
+    with pytest.raises(CacheError, match=r"xyz_m/c\.0\.0: no answer in 2 s, 2 times"):
+        pull(network_plan(s3, *cut), tmp_path / "there", jobs=1)
+    proxy.reset()
+    pull(network_plan(s3, *cut), tmp_path / "there", jobs=1)
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+
+
 def test_an_old_listing_changes_nothing(
     store: Path, at_s3: str, s3: Any, tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:

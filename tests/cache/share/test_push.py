@@ -81,6 +81,8 @@ class Mutations:
             for path, data in args[0].items():
                 self._one(path, storage, filesystem, method, seconds, {path: data})
             return None
+        if method == "pipe_file":
+            return self._one(args[0], storage, filesystem, method, seconds, *args, **kwargs)
         if method in ("put_file", "rm_file"):
             return self._one(args[-1], storage, filesystem, method, seconds, *args, **kwargs)
         return self._bounded(storage, filesystem, method, seconds, *args, **kwargs)
@@ -108,6 +110,32 @@ def test_a_push_and_a_pull_carry_a_store_byte_by_byte(store: Path, s3: Any, tmp_
         [sys.executable, "-c", read, str(tmp_path / "back")], capture_output=True, text=True, check=True
     )
     assert elsewhere.stdout.strip() == manifest.root_sha256 == read_manifest(store).root_sha256
+
+
+def test_between_two_processes_and_a_bad_network_the_root_hash_stays(
+    store: Path, s3: Any, proxy: Any, command: Any, tmp_path: Path, tree: Tree
+) -> None:
+    """Every fifth request fails at first sight, each time in another way; one process pushes, another pulls."""
+    faults, count, met = (
+        itertools.cycle([500, "reset", "flip", "lost", 503, "cut", "flip-up"]),
+        itertools.count(),
+        set(),
+    )
+
+    def rule(request: Any) -> str | int | None:
+        if request.nth or next(count) % 5:
+            return None
+        met.add(fault := next(faults))
+        return fault
+
+    proxy.rule = rule
+    for words in (("push", store, s3.url), ("pull", s3.url, tmp_path / "back")):
+        process = command(*words, "--jobs", "2")
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        assert f"@sha256:{read_manifest(store).root_sha256}" in said
+    assert met == {500, "reset", "flip", "lost", 503, "cut", "flip-up"}
+    assert tree(tmp_path / "back") == tree(store)
 
 
 def test_a_push_of_what_is_there_writes_nothing(store: Path, s3: Any, proxy: Any) -> None:
@@ -342,6 +370,20 @@ def files_flipped(data: bytes) -> bytes:
     return data[:100] + bytes([data[100] ^ 1]) + data[101:]
 
 
+@pytest.mark.parametrize("name", ["frames.parquet", "parts/PART/seal.json", "parts/PART/pairs/uv/zarr.json", "PART"])
+def test_a_store_that_lacks_a_file_is_not_pushed(store: Path, url: str, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "copy"))
+    part = read_manifest(copy).parts[0].part
+    if name == "PART":
+        shutil.rmtree(copy / "parts" / part)
+    else:
+        (copy / name.replace("PART", part)).unlink()
+    with pytest.raises(CacheCorrupt, match="is missing") as caught:
+        push(copy, remote(url), jobs=1)
+    assert "hilda-cache verify" in caught.value.remedy
+    assert "manifest.json" not in memory_tree(url)
+
+
 def test_links_are_not_followed(store: Path, url: str, tmp_path: Path) -> None:
     """Threat 3: what a link in a store points at never leaves this machine."""
     canary = tmp_path / "canary"
@@ -402,6 +444,51 @@ def test_two_pushes_at_once_are_noticed(
     with pytest.raises(CacheConflict, match="another push"):
         push(store, remote(url), jobs=1)
     assert open_cache(url).manifest == read_manifest(one_scene)
+
+
+@pytest.mark.parametrize("name", ["frames.parquet", "manifest.json"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_server_refuses_the_later_of_two_pushes(
+    store: Path, one_scene: Path, s3: Any, proxy: Any, name: str, first: bool
+) -> None:
+    """Another push finishes after the last look at the URL and before the write: only the server can notice."""
+    if not first:
+        push(one_scene, remote(s3.url), jobs=1)
+    other = one_scene if first else merged_twice(store)
+    done: list[str] = []
+
+    def meanwhile(request: Any) -> None:
+        if request.method == "PUT" and request.path.endswith(name) and not done:
+            done.append(name)
+            push(other, remote(s3.url), jobs=1)
+
+    proxy.before = meanwhile
+    with pytest.raises(CacheConflict, match=r"another push to .* finished meanwhile"):
+        push(store, s3.network(), jobs=1)
+    assert done
+    proxy.reset()
+    assert open_cache(s3.url).manifest == read_manifest(other)
+    assert verify(s3.url).sound
+
+
+def merged_twice(store: Path) -> Path:
+    """The parts of a store under another manifest."""
+    from hilda_cache.reshape.merge import merge
+
+    out = store.parent / "merged"
+    if not out.exists():
+        merge([str(store)], out)
+    return out
+
+
+def test_a_server_without_conditional_writes_is_written_to_all_the_same(
+    store: Path, s3: Any, proxy: Any, tree: Tree
+) -> None:
+    proxy.rule = lambda request: (
+        501 if request.method == "PUT" and request.nth == 0 and request.path.endswith("manifest.json") else None
+    )
+    push(store, s3.network(), jobs=1)
+    assert s3.tree() == tree(store)
 
 
 def test_memory_is_bounded_by_pieces_not_by_files(store: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,3 +591,11 @@ def test_the_command_line(store: Path, s3: Any, tree: Tree) -> None:
     assert (done["parts_moved"], done["files"], done["bytes"]) == (2, cost["files"], cost["bytes"])
     assert f"{s3.url}@sha256:{done['root_sha256']}" in said.stderr
     assert s3.tree() == tree(store)
+
+
+def test_a_bucket_that_is_not_there_is_one_line(store: Path, s3: Any) -> None:
+    place = open_storage(s3.url.replace(s3.bucket, "nobody-made-this-bucket"))
+    assert isinstance(place, RemoteStorage)
+    with pytest.raises(CacheNotFound, match="its bucket is not there") as caught:
+        push(store, place, jobs=1)
+    assert "make the bucket" in caught.value.remedy
