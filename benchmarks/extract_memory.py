@@ -1,12 +1,12 @@
-"""Does a worker's memory stay within the model and one part, however many frames it extracts?
+"""Does a worker's memory stay within the model and two parts, however many frames it extracts?
 
     python benchmarks/extract_memory.py [--work FOLDER] [--frames 500] [--workers 2]
 
 Extracts a synthetic drive (one scene, listed again and again until there are enough frames) with a DINOv2 of random
 weights. After every 100 frames it reads how much memory each worker and the client had at most since the last reading:
 the kernel's own high-water mark, which is then set back. Before that every worker extracts a single frame; what it
-takes for that is the model, and what may come on top is one part. Prints a table and a verdict; exits with 1 where
-memory grows or exceeds that bound. Linux only.
+takes for that is the model, and what may come on top is two parts: one that is computed, one that is written. Prints a
+table and a verdict; exits with 1 where memory grows or exceeds that bound. Linux only.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def report_table(model: dict[str, float], rows: list[dict[str, float]], token_by
     part_mb = PART_FRAMES * (2 * token_bytes * FLOAT32_AND_FLOAT16 + 35_000 * POINT_BYTES) / 1e6
     flat = all(rows[-1][name] <= GROWTH * rows[0][name] for name in names)
     workers = [name for name in names if name != "client"]
-    bounded = all(row[name] <= model[name] + part_mb for row in rows for name in workers)
+    bounded = all(row[name] <= model[name] + 2 * part_mb for row in rows for name in workers)
     print(f"one part: {PART_FRAMES} frames, {part_mb:.0f} MB (tokens in float32 and float16, points, pairs)")
-    print(f"flat over all frames: {'yes' if flat else 'NO'}; within model and one part: {'yes' if bounded else 'NO'}")
+    print(f"flat over all frames: {'yes' if flat else 'NO'}; within model and two parts: {'yes' if bounded else 'NO'}")
     return 0 if flat and bounded else 1
 
 

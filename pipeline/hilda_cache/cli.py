@@ -101,6 +101,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 
 @app.command()
 def extract(
+    context: typer.Context,
     root: Root,
     out: Out,
     dataset: Dataset,
@@ -122,12 +123,16 @@ def extract(
     allow_pickled_weights: AllowPickle = False,
     workers: Workers = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="A running Dask scheduler, tcp://... or tls://..., instead of local workers.")
+        str | None,
+        typer.Option(help="A running Dask scheduler, tls://... or tcp://..., or slurm: --workers jobs from here."),
     ] = None,
     insecure_network: Annotated[
         bool, typer.Option("--insecure-network", help="Allow an unencrypted scheduler on another machine.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it costs; write nothing.")] = False,
+    print_sbatch: Annotated[
+        bool, typer.Option("--print-sbatch", help="Only print a batch script for Slurm that runs this command.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Extract a teacher cache from a recorded drive; run it again to go on after an interruption."""
@@ -138,6 +143,8 @@ def extract(
         root, dataset, teacher, layers, image_size, norm, option, lidar, scenes, frames, cameras, encoding, precision,
         missing, part_frames, no_points, trust_remote_code, allow_pickled_weights,
     )  # fmt: skip
+    if print_sbatch:
+        raise typer.Exit(commands.print_sbatch(context, workers, scheduler))
     if dry_run:
         raise typer.Exit(commands.plan(request, out, workers, as_json=as_json))
     raise typer.Exit(commands.extract(request, out, workers, scheduler, insecure=insecure_network, as_json=as_json))
@@ -189,6 +196,17 @@ def info(store: Store, as_json: Json = False) -> None:
 @app.command()
 def verify(
     store: Store,
+    sample: Annotated[
+        str | None, typer.Option(help="Read only so many parts, drawn at random: 20, or 5%; of the others sizes.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Read no arrays: seals, and sizes of files.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a verification was interrupted.")] = False,
+    signers: Annotated[
+        Path | None, typer.Option(help="Also check who signed it: OpenSSH's file of allowed signers.")
+    ] = None,
+    signature: Annotated[
+        str | None, typer.Option(help="The signature, for --signers; default: root.sig of the cache.")
+    ] = None,
     deep: Annotated[int, typer.Option(min=0, help="Also extract N frames again and compare.")] = 0,
     root: Annotated[Path | None, typer.Option(help="The raw dataset, for --deep.")] = None,
     dataset: OwnReader = None,
@@ -203,7 +221,11 @@ def verify(
 
     if deep and (root is None or not teacher):
         raise UsageError("--deep needs the drive and the teachers", "add --root FOLDER and --teacher [NAME=]SPEC")
-    sound = commands.verify(store, deep, root, teacher or [], dataset, as_json=as_json)
+    if signature and signers is None:
+        raise UsageError("--signature says nothing without --signers", "add --signers FILE: whose keys you trust")
+    depth = commands.depth_of(store, sample, fast=fast, resume=resume)
+    signed = commands.check_signature(store, signers, signature) if signers else ""
+    sound = commands.verify(store, depth, signed, deep, root, teacher or [], dataset, as_json=as_json)
     raise typer.Exit(0 if sound else EXIT_INCOMPLETE)
 
 
@@ -250,6 +272,8 @@ def show(
 
     if not (out or html or rerun):
         raise UsageError("nothing to write is named", "add --out FILE.png, --html FILE.html or --rerun FILE.rrd")
+    if out and out.suffix.lower() != ".png":
+        raise UsageError(f"--out {out} does not end in .png, and a PNG is what it would hold", "write --out FILE.png")
     commands.show(store, out, html, rerun, view, frame, teacher, layers, point, at, root, dataset)
 
 

@@ -1,7 +1,7 @@
 """Where parts are made: a Dask LocalCluster on this machine, or a scheduler that somebody runs.
 
-The local cluster binds the loopback interface only, has no dashboard and runs one thread per worker process: a
-worker holds one model and one part.
+The local cluster binds the loopback interface only and has no dashboard. A worker process holds one model, and computes
+with one thread on a CPU.
 """
 
 from __future__ import annotations
@@ -17,9 +17,25 @@ from urllib.parse import urlsplit
 
 from hilda_schema.errors import ClusterError, HildaError, SchedulerLost, UsageError
 
+SLURM = "slurm"  # as a scheduler: jobs that are submitted from here
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 CONNECT_TIMEOUT_S = 30
+PARTS_AT_ONCE = 3  # of a worker: one in each of its lanes (lanes.py)
 NO_WORKER_TIMEOUT_S = 300  # for a worker to start again, on however busy a machine
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+WORKER_SETTINGS: dict[str, Any] = {
+    # A part is big and short-lived; pausing or killing at a guessed limit would only turn slow into failed.
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+    # What kills two workers is tried again alone (extract.run_parts); each death costs a start and a model.
+    "distributed.scheduler.allowed-failures": 1,
+    # A worker that cannot be started again is not waited for.
+    "distributed.scheduler.no-workers-timeout": NO_WORKER_TIMEOUT_S,
+}
+"""Dask's settings wherever we start the scheduler and the workers."""
+
 _LESS_MEMORY = "take fewer --workers, a smaller --part-frames or --image-size, or one --teacher at a time"
 
 
@@ -35,13 +51,19 @@ def connect(workers: int | None, scheduler: str | None, *, insecure: bool = Fals
     """A Dask client.
 
     Args:
-        workers: processes of a local cluster; None for one per core.
-        scheduler: address of a running scheduler instead, `tcp://host:port` or `tls://host:port`.
+        workers: processes of a local cluster; None for one per core. Of Slurm: jobs.
+        scheduler: address of a running scheduler instead, `tcp://host:port` or `tls://host:port`; or `slurm`.
         insecure: allow `tcp://` to another machine, where anybody on the network can run code on the workers.
 
     Raises:
         UsageError: both given, an unencrypted remote scheduler, or nobody answers there.
     """
+    if scheduler == SLURM:
+        from hilda_cache.slurm import slurm_client
+
+        with slurm_client(workers) as client:
+            yield client
+        return
     if scheduler and workers:
         raise UsageError("--workers and --scheduler exclude each other", "a scheduler brings its own workers")
     with _remote(scheduler, insecure) if scheduler else _local(workers or default_workers()) as client:
@@ -55,27 +77,14 @@ def _local(workers: int) -> Iterator[Any]:
 
     # Workers compute with one thread each: see work.load_teachers_once. The variables must be set before numpy and
     # torch start in the worker, which is what this Dask setting is for.
-    environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    # A finished part's memory goes back to the system; glibc would keep most of it, and a little more after each part.
-    environment["MALLOC_TRIM_THRESHOLD_"] = str(2**16)
-    settings = {
-        "distributed.nanny.pre-spawn-environ": environment,
-        # A part is big and short-lived; pausing or killing at a guessed limit would only turn slow into failed.
-        "distributed.worker.memory.terminate": False,
-        "distributed.worker.memory.pause": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.target": False,
-        # What kills two workers is tried again alone (extract.run_parts); each death costs a start and a model.
-        "distributed.scheduler.allowed-failures": 1,
-        # A worker that cannot be started again is not waited for.
-        "distributed.scheduler.no-workers-timeout": NO_WORKER_TIMEOUT_S,
-    }
+    environment = dict.fromkeys(THREAD_VARIABLES, "1")
+    settings = WORKER_SETTINGS | {"distributed.nanny.pre-spawn-environ": environment}
     cluster = None
     try:
         with dask.config.set(settings), _beyond_ctrl_c():
             cluster = LocalCluster(
                 n_workers=workers,
-                threads_per_worker=1,
+                threads_per_worker=PARTS_AT_ONCE,
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",  # any free port: two extractions may share a machine
@@ -87,6 +96,19 @@ def _local(workers: int) -> Iterator[Any]:
         if cluster is not None:
             with suppress(TimeoutError):
                 cluster.close(timeout=10)
+
+
+def results_of(client: Any, futures: list[Any]) -> list[Any]:
+    """What tasks returned, in one question to the scheduler, however many are asked for.
+
+    None for those that must be asked for by themselves, with `result_of`: they failed, or the question did.
+    """
+    finished = [future for future in futures if future.status == "finished"]
+    try:
+        found = dict(zip(finished, client.gather(finished), strict=True))
+    except Exception:  # which of them it is, and why, each future says
+        found = {}
+    return [found.get(future) for future in futures]
 
 
 def result_of(future: Any) -> Any:
@@ -145,7 +167,9 @@ def _remote(address: str, insecure: bool) -> Iterator[Any]:
 
     parts = urlsplit(address)
     if parts.scheme not in {"tcp", "tls"} or not parts.hostname:
-        raise UsageError(f"--scheduler {address!r} is not an address", "write tcp://HOST:PORT or tls://HOST:PORT")
+        raise UsageError(
+            f"--scheduler {address!r} is not an address", "write tls://HOST:PORT or tcp://HOST:PORT, or slurm"
+        )
     if parts.scheme == "tcp" and parts.hostname not in LOOPBACK and not insecure:
         raise UsageError(
             f"--scheduler {address} is not encrypted: whoever reaches it can run code on every worker",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from hilda_cache.cluster import connect, default_workers
 from hilda_cache.extract import ExtractReport, check_request
 from hilda_cache.extract import extract as run_extract
 from hilda_cache.request import DriveSpec, ExtractRequest
-from hilda_schema.errors import CacheError, HildaError
+from hilda_schema.errors import CacheError, HildaError, UsageError
 from hilda_schema.reader import Cache, open_cache
 from hilda_schema.terminal import (
     EXIT_INCOMPLETE,
@@ -28,7 +30,9 @@ from hilda_schema.terminal import (
 )
 
 if TYPE_CHECKING:
-    from hilda_schema.verify import Report
+    import typer
+
+    from hilda_schema.verify import Depth, Report
 
 MAX_LISTED = 5  # failures listed one by one; the rest are counted
 
@@ -70,6 +74,21 @@ def extract(
     return _conclude(report, store, as_json)
 
 
+def print_sbatch(context: typer.Context, workers: int | None, scheduler: str | None) -> int:
+    """Print a batch script for Slurm that runs the command; the exit code.
+
+    Raises:
+        UsageError: `scheduler` is given too.
+    """
+    from hilda_cache.slurm import sbatch_script, words_of
+
+    if scheduler:
+        raise UsageError("--print-sbatch and --scheduler exclude each other", "the script starts a scheduler itself")
+    sys.stdout.write(sbatch_script(words_of(context), workers))
+    say("save it, look at its first lines, then: sbatch FILE")
+    return 0
+
+
 def _rate(report: ExtractReport, done: int, total: int, seconds: float) -> str:
     made = done - report.reused
     written = sum(entry.bytes for entry in report.entries.values())
@@ -95,7 +114,7 @@ def _conclude(report: ExtractReport, store: Path, as_json: bool) -> int:
     for part in report.superseded:
         warn(f"removed part {part}: its images or calibration have changed since it was made")
     if as_json:
-        print_json({"store": store.name, "totals": sums, "seconds": dict(report.seconds), "reused": report.reused})
+        print_json({"store": store.name, "totals": sums, "time": report.timing.to_json(), "reused": report.reused})
     _say_summary(report, store, sums)
     return EXIT_INCOMPLETE if sums["absences"] else 0
 
@@ -107,8 +126,8 @@ def _say_summary(report: ExtractReport, store: Path, sums: dict[str, Any]) -> No
         f"already), {counted(report.images, 'image')} seen, {counted(sums['pairs'], 'point-camera pair')}, "
         f"{coverage:.0%} of points seen, {human_bytes(sums['bytes'])}"
     )
-    if report.seconds:
-        say("worker time: " + ", ".join(f"{name} {human_seconds(s)}" for name, s in sorted(report.seconds.items())))
+    for line in report.timing.lines():
+        say(line)
     if sums["points_dropped"]:
         warn(f"{sums['points_dropped']:,} points were not finite and are left out")
     if sums["absences"]:
@@ -178,8 +197,56 @@ def say_strangers(store: str, report: Report) -> None:
         say(f"{report.extra[0]}{more} belongs to nothing; see: hilda-cache prune {shlex.quote(store)} --dry-run")
 
 
+def depth_of(store: str, sample: str | None, *, fast: bool, resume: bool) -> Depth:
+    """How much of a store to verify.
+
+    Raises:
+        UsageError: the options contradict each other, or `sample` is no number.
+    """
+    from hilda_schema.verify import Depth
+
+    if bool(sample) + fast + resume > 1:
+        raise UsageError("--sample, --fast and --resume are three ways to read less", "choose one")
+    if not sample:
+        return Depth(0.0 if fast else 1.0, resume)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%|(\d+)", sample)
+    if match is None or not float(match[1] or match[2]) > 0 or float(match[1] or 0) > 100:
+        raise UsageError(f"--sample {sample!r} is no number of parts", "write --sample 20, or --sample 5%")
+    if match[1]:
+        return Depth(float(match[1]) / 100)
+    parts = len(open_cache(store, allow_partial=True).parts)
+    return Depth(min(1.0, int(match[2]) / max(1, parts)))
+
+
+@contextmanager
+def _remembered(depth: Depth) -> Iterator[None]:
+    """Say that an interrupted verification can go on, where it can."""
+    try:
+        yield
+    except Interrupted:
+        if depth.sample == 1:
+            warn("what was read is remembered: add --resume to go on")
+        raise
+
+
+def check_signature(store: str, signers: Path, signature: str | None) -> str:
+    """Who signed the content that a store says it has; whether it has, `verify` says."""
+    from hilda_cache.share.signature import read_signature, signer_of
+
+    root = open_cache(store).manifest.root_sha256
+    return signer_of(root, read_signature(store, signature), signers)
+
+
 def verify(
-    store: str, deep: int, root: Path | None, teachers: list[str], reader: str | None = None, *, as_json: bool
+    store: str,
+    depth: Depth,
+    signer: str,
+    deep: int,
+    root: Path | None,
+    teachers: list[str],
+    reader: str | None = None,
+    *,
+    as_json: bool,
 ) -> bool:
     """Check a store; whether it is sound and complete."""
     from hilda_schema.verify import verify as run_verify
@@ -197,8 +264,8 @@ def verify(
         meter.total = total
         meter.advance(done - meter.done)
 
-    with meter:
-        report = run_verify(store, on_progress)
+    with meter, _remembered(depth):
+        report = run_verify(store, on_progress, depth)
     name = report.store if "://" in store else store  # a URL may hold a password
     problems = [str(problem) for problem in report.problems]
     compared: list[dict[str, Any]] = []
@@ -207,23 +274,35 @@ def verify(
         problems += differing
     if as_json:
         state = {"sound": not problems, "complete": report.complete, "problems": problems, "files": report.files}
-        print_json(state | {"deep": compared})
+        read = {"parts": report.parts, "parts_read": report.parts_read, "parts_resumed": report.parts_resumed}
+        print_json(state | read | {"deep": compared, "signer": signer or None})
     for problem in problems:
         warn(f"wrong: {problem}")
     if problems:
         warn(counted(len(problems), "problem"))
         say_remedy(name, report)
     else:
-        say(f"{name}: {counted(report.files, 'file')}, {human_bytes(report.bytes)}, all as sealed")
-        if not report.complete:
-            planned = counted(report.planned_parts, "part")
-            warn(f"its extraction has not finished: {report.parts} of {planned} are there")
-        say_strangers(name, report)
+        _say_sound(name, report, signer)
     for row in compared:
         least = row["cosine_min"]
         found = "no pair to compare" if least is None else f"cosine >= {least:.6f} in every layer"
         say(f"deep: {row['frame']}: {found}")
     return not problems and report.complete
+
+
+def _say_sound(name: str, report: Report, signer: str) -> None:
+    """What was found right, and how much of the store that is."""
+    say(f"{name}: {counted(report.files, 'file')}, {human_bytes(report.bytes)}, all as sealed")
+    if report.parts_read < report.parts:
+        say(f"read {report.parts_read} of {counted(report.parts, 'part')}; of the others, seals and sizes of files")
+    if report.parts_resumed:
+        say(f"{counted(report.parts_resumed, 'part')} had been read by the verification before")
+    if signer:
+        say(f"signed by {signer}")
+    if not report.complete:
+        planned = counted(report.planned_parts, "part")
+        warn(f"its extraction has not finished: {report.parts} of {planned} are there")
+    say_strangers(name, report)
 
 
 def show(

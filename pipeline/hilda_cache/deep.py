@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hilda_cache.lanes import Stopwatch
 from hilda_cache.options import specs_of_store
 from hilda_cache.parts import find_frame, hash_sources
 from hilda_cache.request import DriveSpec, ExtractRequest, open_drive_once
-from hilda_cache.work import Stopwatch, make_frame, teachers_of
+from hilda_cache.reshape.derive import unreduced
+from hilda_cache.work import make_frame, teachers_of
 from hilda_schema.content import FrameContent
 from hilda_schema.encoding import normalise_uv
 from hilda_schema.errors import NotInCache
 from hilda_schema.manifest import Recipe
 from hilda_schema.reader import Cache, Frame
+from hilda_schema.reduction import reduce_channels
 from hilda_schema.sampling import sample_grid
 
 MIN_COSINE = 0.999  # below the loss of every encoding, above any other image, layer or revision
@@ -57,7 +60,7 @@ def compare_frames(cache: Cache, count: int, request: ExtractRequest) -> tuple[l
         UsageError: the drive is another.
     """
     recipe = cache.manifest.recipe
-    loaded = teachers_of(request, recipe, ignoring=ORIGIN)
+    loaded = teachers_of(request, unreduced(recipe), ignoring=ORIGIN)
     drive = open_drive_once(request.drive)
     rows, problems = [], []
     for index in sorted({round(k) for k in np.linspace(0, len(cache) - 1, min(count, len(cache)))}):
@@ -118,6 +121,8 @@ def _cosines(stored: Frame, live: FrameContent) -> dict[str, float]:
     cosines = {}
     for (teacher, layer), grid in live.tokens.items():
         expected = sample_grid(grid, live.pairs.camera, uv)
+        if (basis := stored.cache.basis(teacher, layer)) is not None:
+            expected = reduce_channels(expected, basis)
         cosines[f"{teacher}/{layer}"] = smallest_cosine(stored.point_features(teacher, layer=layer), expected)
     return cosines
 

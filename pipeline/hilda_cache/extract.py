@@ -8,7 +8,9 @@ not stop the others; the store stays `partial` and the same command goes on wher
 from __future__ import annotations
 
 import errno
+import math
 import os
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,21 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hilda_cache.cluster import result_of
+from hilda_cache.cluster import result_of, results_of
 from hilda_cache.lock import NAME as LOCK
 from hilda_cache.lock import locked
 from hilda_cache.parts import PartOutcome, PartPlan, plan_parts, select_cameras
 from hilda_cache.request import ExtractRequest, open_drive_once
+from hilda_cache.timing import Timing
 from hilda_schema.durable import writing
 from hilda_schema.errors import CacheConflict, CacheFull, ClusterError, HildaError, SchedulerLost
 from hilda_schema.manifest import Manifest, PartEntry, Recipe
-from hilda_schema.root import CARD
+from hilda_schema.root import OWN_FILES
 from hilda_schema.writer import finish_store, read_manifest, remove_part, start_store, sweep_temporary
 
-OWN_NAMES = {"manifest.json", LOCK, "parts", "zarr.json", "frames.parquet", CARD}
+OWN_NAMES = {*OWN_FILES, LOCK, "parts"}
 """What a store without manifest may hold."""
 
-TASKS_PER_WORKER = 2  # one running, one waiting: enough that no worker idles while the client answers
+TASKS_WAITING = 1  # for each worker: enough that none idles while the client answers
+COUNT_EVERY_S = 5.0  # how often the workers are counted
 
 
 @dataclass(slots=True)
@@ -43,20 +47,30 @@ class ExtractReport:
     images: int = 0
     failures: dict[PartPlan, HildaError] = field(default_factory=dict)
     superseded: list[str] = field(default_factory=list)  # part ids removed because their inputs changed
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # stage -> worker time
+    workers: int = 0
+    start_s: float = 0.0  # until every worker had its models, and the recipe was known
+    wall_s: float = 0.0  # from the first part begun to the last one done
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # stage -> of all workers
+    cpu_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))  # of their processors
 
     @property
     def complete(self) -> bool:
         """Whether every planned part is there."""
         return len(self.entries) == self.planned
 
+    @property
+    def timing(self) -> Timing:
+        """Where the time went."""
+        return Timing(self.start_s, self.wall_s, self.workers, self.seconds, self.cpu_seconds)
+
     def add(self, plan: PartPlan, outcome: PartOutcome) -> None:
         """Count a part that is there."""
         self.entries[plan] = outcome.entry
         self.reused += outcome.reused
         self.images += outcome.images
-        for stage, seconds in outcome.seconds.items():
-            self.seconds[stage] += seconds
+        for total, part in ((self.seconds, outcome.seconds), (self.cpu_seconds, outcome.cpu_seconds)):
+            for stage, seconds in part.items():
+                total[stage] += seconds
 
 
 def check_request(request: ExtractRequest, store: Path) -> None:
@@ -101,17 +115,24 @@ def extract(
     with made_folder(store), locked(store):
         sweep_temporary(store)
         settled = read_manifest(store) if (store / "manifest.json").exists() else None
+        began = time.perf_counter()
+        loading = start_loading(client, request) if settled is None or settled.state == "partial" else []
         # Resolved where the models are loaded anyway: the client itself never needs torch.
         recipe, software = result_of(client.submit(_resolve, request, settled and settled.recipe, pure=False))
         if settled is not None:
             refuse_other_recipe(store, settled, recipe, software)
         plans = plan_parts(open_drive_once(request.drive), request.selection, recipe.part_frames)
-        report = ExtractReport(planned=len(plans))
+        for future in loading:
+            with suppress(HildaError):
+                result_of(future)
+        report = ExtractReport(planned=len(plans), start_s=time.perf_counter() - began)
         # A complete store stays readable while it is only checked again.
         if settled is None or settled.state == "partial" or settled.planned_parts != len(plans):
             start_store(store, recipe, len(plans), software)
         on_start(recipe, report)
+        began = time.perf_counter()
         run_parts(client, request, recipe, store, plans, report, on_part)
+        report.wall_s = time.perf_counter() - began
         if report.complete:
             entries = [report.entries[plan] for plan in plans]
             if settled is not None and set(settled.parts) != set(entries):
@@ -210,6 +231,12 @@ def differences(a: Any, b: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     return [] if a == b else [(where, a, b)]
 
 
+def start_loading(client: Any, request: ExtractRequest) -> list[Any]:
+    """Let every worker load the teachers, all at the same time; what fails there fails again, with words, in a part."""
+    places = client.nthreads()
+    return [client.submit(_load, request, workers=[place], allow_other_workers=True, pure=False) for place in places]
+
+
 def run_parts(
     client: Any,
     request: ExtractRequest,
@@ -237,43 +264,83 @@ def run_parts(
         running[future] = plan
         queue.add(future)
 
-    slots = TASKS_PER_WORKER * max(1, len(client.scheduler_info()["workers"]))
-    for _ in range(min(slots, len(waiting))):
-        submit(waiting.popleft())
-    for future in queue:
-        plan = running.pop(future)
-        failure = _failure_of(future, plan, report)
-        if isinstance(failure, ClusterError) and plan not in retried:
-            # It, or one that it waited behind: the end of the run shows, where each of them has a worker alone.
-            killed.append(plan)
-            retried.add(plan)
-        else:
-            if failure is not None:
-                report.failures[plan] = failure
-            on_part(report)
-        if isinstance(failure, CacheFull):
-            waiting.clear()  # the others would be computed for nothing
-        if waiting:
+    def fill() -> None:
+        room = places.room()
+        while waiting and len(running) < room:
             submit(waiting.popleft())
-        elif killed and not running:
+
+    places = _Places(client)
+    fill()
+    for batch in queue.batches():
+        for future, outcome in zip(batch, results_of(client, batch), strict=True):
+            plan = running.pop(future)
+            failure = _failure_of(future, outcome, plan, report)
+            if isinstance(failure, ClusterError) and plan not in retried:
+                # It, or one that it waited behind: the end of the run shows, where each of them has a worker alone.
+                killed.append(plan)
+                retried.add(plan)
+            else:
+                if failure is not None:
+                    report.failures[plan] = failure
+                on_part(report)
+            if isinstance(failure, CacheFull):
+                waiting.clear()  # the others would be computed for nothing
+        fill()
+        if killed and not running:
             submit(killed.popleft())
+    report.workers = places.most
 
 
-def _failure_of(future: Any, plan: PartPlan, report: ExtractReport) -> HildaError | None:
+class _Places:
+    """How many parts may be under way: those that the workers make, and some that wait.
+
+    Workers come and go while a cluster's queue starts and ends them, so they are counted again now and then.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._counted_s = -math.inf
+        self._room = 1
+        self.most = 1  # workers that there were at a time
+
+    def room(self) -> int:
+        """At least one: without any worker, what is submitted waits for the first."""
+        if time.monotonic() - self._counted_s > COUNT_EVERY_S:
+            with suppress(OSError):  # the scheduler is gone: the next part to come back will say so
+                threads = self._client.nthreads().values()  # scheduler_info leaves out workers in some versions
+                self._room = max(1, sum(TASKS_WAITING + count for count in threads))
+                self.most = max(self.most, len(threads))
+            self._counted_s = time.monotonic()
+        return self._room
+
+
+def _failure_of(future: Any, outcome: PartOutcome | None, plan: PartPlan, report: ExtractReport) -> HildaError | None:
     """Why a part was not made; None where it was, and is counted."""
     try:
-        report.add(plan, result_of(future))
+        report.add(plan, outcome or result_of(future))
     except SchedulerLost:
         raise
     except HildaError as failure:
         return failure
+    finally:
+        future.release()  # the traceback of a failure would keep it, and the scheduler its task
     return None
 
 
 def _resolve(request: ExtractRequest, settled: Recipe | None) -> tuple[Recipe, dict[str, str]]:
+    from hilda_cache.lanes import Stopwatch, lanes
     from hilda_cache.recipe import resolve_recipe, software_versions
 
-    return resolve_recipe(request, settled), software_versions()
+    with lanes().teaching(Stopwatch(), time.perf_counter()):  # another client's parts may be at the same models
+        return resolve_recipe(request, settled), software_versions()
+
+
+def _load(request: ExtractRequest) -> None:
+    from hilda_cache.lanes import Stopwatch, lanes
+    from hilda_cache.work import load_teachers_once
+
+    with lanes().teaching(Stopwatch(), time.perf_counter()):
+        load_teachers_once(request.teachers)
 
 
 def _extract_part(request: ExtractRequest, recipe: Recipe, store: str, plan: PartPlan) -> PartOutcome:

@@ -74,7 +74,11 @@ def build_request(
 
 
 def drive_spec(root: Path, dataset: str, options: list[str], lidar: str | None = None) -> DriveSpec:
-    """Which drive, with its reader's options from KEY=VALUE texts; `--lidar` is the plain way to say one of them."""
+    """Which drive, with its reader's options from KEY=VALUE texts; `--lidar` is the plain way to say one of them.
+
+    Raises:
+        UsageError: a text is not of that form, a key has two values, or the dataset has no choice of LiDAR.
+    """
     dataset = with_absolute_path(dataset)
     values: dict[str, str] = {}
     if lidar is not None:
@@ -99,7 +103,11 @@ def teacher_specs(
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> tuple[TeacherSpec, ...]:
-    """The teachers, each with its own layers, image size and norm."""
+    """The teachers, each with its own layers, image size and norm.
+
+    Raises:
+        UsageError: two teachers of one name, or an option that is not of its form.
+    """
     named = [name_teacher(text) for text in texts]
     names = [name for name, _ in named]
     for name in names:

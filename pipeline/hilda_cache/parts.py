@@ -19,9 +19,9 @@ from hilda_cache.drives import CameraView, Drive, FrameInfo
 from hilda_cache.request import Selection
 from hilda_schema.errors import DriveError, UsageError
 from hilda_schema.keys import Key
-from hilda_schema.manifest import SCHEMA_VERSION, PartEntry, Recipe, TeacherInfo, canonical_json, sha256_hex
+from hilda_schema.manifest import PartEntry, Recipe, TeacherInfo, canonical_json, sha256_hex
 
-# A part is held in memory while it is made: as float32 tokens (twice this) beside their float16 copy.
+# Two parts are held in memory, one being taught and one being stored: as float32 tokens, so twice this each.
 PART_BYTES = 256 * 2**20
 MAX_PART_FRAMES = 64
 
@@ -43,6 +43,7 @@ class PartOutcome:
     reused: bool
     images: int
     seconds: dict[str, float]  # stage of the journey -> wall time
+    cpu_seconds: dict[str, float]  # -> processor time
 
 
 def select_cameras(drive: Drive, selection: Selection) -> tuple[str, ...]:
@@ -202,7 +203,7 @@ def part_id(recipe: Recipe, infos: Iterable[FrameInfo], position: int, sources: 
         calibration: see `calibration_sha256`.
     """
     identity = {
-        "schema": SCHEMA_VERSION,
+        "schema": recipe.schema_version,
         "recipe": recipe.digest(),
         "frames": [str(info.key) for info in infos],
         "position": position,

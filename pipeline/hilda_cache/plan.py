@@ -1,13 +1,16 @@
 """What an extraction will cost, said before the first hour is spent: parts, images, bytes, files, time, does it fit.
 
 Bytes and files follow from the format's own table of arrays and from the points and pairs of a few frames spread over
-the selection; time follows from taking these frames through the pipeline, all but the writing.
+the selection; time follows from taking these frames through the pipeline, all but the writing, in one process: it holds
+where that many workers have a core, or a GPU, each.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hilda_cache.drives import Drive
+from hilda_cache.lanes import Stopwatch, lanes
 from hilda_cache.parts import PartPlan, hash_sources, plan_parts
 from hilda_cache.recipe import resolve_recipe
 from hilda_cache.request import ExtractRequest, open_drive_once
-from hilda_cache.work import Stopwatch, make_frame, teachers_of
-from hilda_schema.content import FrameContent
+from hilda_cache.work import compute_device, make_frame, teachers_of
+from hilda_schema.content import FrameContent, PartContent
+from hilda_schema.features import encode_part
 from hilda_schema.layout import LIDAR, POINT_COLUMNS, PartSizes, part_arrays
 from hilda_schema.manifest import EncodingInfo, Recipe
 from hilda_schema.part import metadata_files
@@ -29,7 +34,7 @@ from hilda_schema.shard import shard_bytes
 SAMPLED_FRAMES, TAUGHT_EVERY = 12, 4  # frames that are read and projected; each fourth is shown to the teachers
 MEASURED_PARTS = 100  # of a large store, at most so many parts are worked out, the others are like them
 RESERVE = 0.05  # of the disk that must stay free: full disks are slow, and others write too
-ROOT_FILES = 4  # manifest.json, frames.parquet, zarr.json of the store and of its folder of parts
+ROOT_FILES = 5  # manifest.json, frames.parquet, history.json, zarr.json of the store and of its folder of parts
 ENCODINGS = (("grid", "float16"), ("grid", "int8"), ("point", "float16"), ("point", "int8"))
 # What a seal says, in bytes of JSON: its own fields, then each frame, sensor file, file of the part and chunk.
 SEAL_BYTES, FRAME_BYTES, SOURCE_BYTES, FILE_BYTES, CHUNK_BYTES = 1000, 750, 125, 115, 11.5
@@ -50,9 +55,9 @@ class Plan:
     files: int
     free_bytes: int
     seconds_per_image: float  # of all teachers together
-    seconds_per_frame: float  # of everything but writing, by one worker
+    seconds_per_frame: float  # by one worker, of all but writing
     workers: int  # that find a part to work on
-    hours: float
+    hours: float  # of making parts, once the workers have their models
 
     @property
     def fits(self) -> bool:
@@ -109,8 +114,16 @@ def make_plan(request: ExtractRequest, store: Path, workers: int) -> Plan:
         seconds_per_image=probe.seconds_per_image,
         seconds_per_frame=probe.seconds_per_frame,
         workers=busy,
-        hours=frames * probe.seconds_per_frame / busy / 3600,
+        hours=most_frames(plans, busy) * probe.seconds_per_frame / 3600,
     )
+
+
+def most_frames(plans: list[PartPlan], workers: int) -> int:
+    """Frames of the worker that has most to do, where each takes the next part when it is done with one."""
+    loads = [0] * workers
+    for plan in plans:
+        heapq.heapreplace(loads, loads[0] + plan.stop - plan.start)
+    return max(loads)
 
 
 def nearest_folder(path: Path) -> Path:
@@ -144,12 +157,21 @@ def probe_frames(request: ExtractRequest, drive: Drive, recipe: Recipe, plans: l
             sources = hash_sources(drive, [info], cameras)
         return make_frame(drive, teachers if shown else (), cameras, info, sources, watch, skip=True), watch
 
+    def encode(frame: FrameContent) -> float:
+        began = time.perf_counter()
+        sizes = dict.fromkeys(cameras, (1, 1))  # any: how long it takes does not depend on them
+        for _ in encode_part(recipe, PartContent("", frame.key.scene, sizes, (frame,), {}, "")):
+            pass
+        return time.perf_counter() - began
+
     frames = [(plan.scene, position) for plan in plans for position in range(plan.start, plan.stop)]
     at = np.unique(np.linspace(0, len(frames) - 1, SAMPLED_FRAMES).astype(np.intp))
     take(frames[0], True)  # the first time also allocates, tunes and fills the disk's cache
     taken = [take(frames[row], k % TAUGHT_EVERY == 0) for k, row in enumerate(at)]
     images = [len(cameras) - len(frame.absent.keys() - {LIDAR}) for frame, _ in taken]
     taught_s = [watch.seconds.pop("teach") for _, watch in taken][::TAUGHT_EVERY]
+    loaded_s = float(np.median([sum(watch.seconds.values()) for _, watch in taken]))
+    encoded_s = float(np.median([encode(frame) for frame, _ in taken[::TAUGHT_EVERY]]))
     return Probe(
         at=at,
         points=np.array([len(frame.xyz_m) for frame, _ in taken]),
@@ -160,8 +182,15 @@ def probe_frames(request: ExtractRequest, drive: Drive, recipe: Recipe, plans: l
             if column.optional and any(getattr(frame, column.name) is not None for frame, _ in taken)
         ),
         seconds_per_image=sum(taught_s) / max(1, sum(images[::TAUGHT_EVERY])),
-        seconds_per_frame=float(np.median([sum(watch.seconds.values()) for _, watch in taken]) + np.median(taught_s)),
+        seconds_per_frame=seconds_per_frame(loaded_s, float(np.median(taught_s)), encoded_s),
     )
+
+
+def seconds_per_frame(loaded_s: float, taught_s: float, encoded_s: float) -> float:
+    """Of a worker: one core does everything in turns, but beside a GPU the slowest lane counts."""
+    if compute_device() == "cpu":
+        return loaded_s + taught_s + encoded_s
+    return max(loaded_s / lanes().loaders, taught_s, encoded_s)
 
 
 def store_size(recipe: Recipe, plans: list[PartPlan], probe: Probe, images_per_frame: float) -> tuple[int, int]:

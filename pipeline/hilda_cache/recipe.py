@@ -18,6 +18,7 @@ from hilda_cache.images import prepare, read_image
 from hilda_cache.parts import default_part_frames, plan_parts, select_cameras
 from hilda_cache.request import ASKED, ExtractRequest, open_drive_once
 from hilda_cache.teachers import Teacher
+from hilda_cache.teachers.attention import ATTENTION
 from hilda_cache.teachers.info import teacher_info
 from hilda_cache.teachers.precision import choose_precision
 from hilda_cache.work import load_teachers_once
@@ -108,4 +109,5 @@ def sample_images(request: ExtractRequest, drive: Drive, teacher: Teacher, camer
 
 def software_versions() -> dict[str, str]:
     """Versions of what computes a feature: another one may change its last bits."""
-    return {name: version(name) for name in ("torch", "transformers", "simplejpeg", "pillow")}
+    versions = {name: version(name) for name in ("torch", "transformers", "simplejpeg", "pillow")}
+    return versions | {"attention": ATTENTION}

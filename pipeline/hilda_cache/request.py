@@ -115,7 +115,11 @@ class ExtractRequest:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """Read "224x448" as (224, 448): height, then width, in pixels."""
+    """Read "224x448" as (224, 448): height, then width, in pixels.
+
+    Raises:
+        UsageError: it is not of that form.
+    """
     match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
     if not match:
         raise UsageError(f"image size {text!r} is not HEIGHTxWIDTH", "write e.g. --image-size 224x448")

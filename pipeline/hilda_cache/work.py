@@ -2,22 +2,22 @@
 
 A frame's journey is one straight line:
 
-    read -> project -> decode -> teach -> (part complete) encode -> write
+    read -> decode -> project -> teach -> (part complete) encode -> write
 
 Workers receive a request, a recipe and a `PartPlan`; they open the drive and load the teachers once and keep them.
+While the model sees a frame, the next ones are loaded, and the part before is encoded and written (lanes.py).
 Nothing here depends on which worker runs it, on how many there are or in which order parts come: same inputs, same
 bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,36 +25,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hilda_cache.drives import CameraView, Drive, Frame, FrameInfo, Points
-from hilda_cache.geometry import project
-from hilda_cache.ground import ground_mask
-from hilda_cache.images import prepare, read_image
+from hilda_cache.drives import Drive, FrameInfo
+from hilda_cache.frames import DRIVE, LoadedFrame, load_frame
+from hilda_cache.heap import give_back_freed_memory, keep_freed_memory
+from hilda_cache.lanes import WAIT_LOAD, WAIT_STORE, Stopwatch, lanes
 from hilda_cache.parts import PartOutcome, PartPlan, Sources, calibration_sha256, hash_sources, part_id
 from hilda_cache.request import ExtractRequest, open_drive_once
-from hilda_cache.teachers import Teacher, load_teacher
+from hilda_cache.teachers import Preprocessing, Teacher, load_teacher
 from hilda_cache.teachers.info import teacher_info
 from hilda_cache.teachers.spec import TeacherSpec
-from hilda_schema.content import FrameContent, Pairs, PartContent
+from hilda_schema.content import FrameContent, PartContent
 from hilda_schema.errors import DriveError, MissingSensor, TeacherError
 from hilda_schema.layout import LIDAR
 from hilda_schema.manifest import Recipe, TeacherInfo
 from hilda_schema.writer import existing_part, write_part
-
-
-class Stopwatch:
-    """Sums wall time per stage of the journey."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the body's time under `name`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - began
 
 
 @lru_cache(maxsize=1)
@@ -64,10 +48,24 @@ def load_teachers_once(specs: tuple[TeacherSpec, ...]) -> tuple[Teacher, ...]:
     On a CPU every process computes with one thread: two processes of one thread beat one of two, and a sum's order,
     hence its last bit, must not depend on how many workers share the machine.
     """
-    if torch.cuda.is_available():
-        return tuple(load_teacher(spec, device="cuda") for spec in specs)
-    torch.set_num_threads(1)
-    return tuple(load_teacher(spec, device="cpu") for spec in specs)
+    device = compute_device()
+    if device == "cpu":
+        torch.set_num_threads(1)
+        keep_freed_memory()
+    return tuple(load_teacher(spec, device) for spec in specs)
+
+
+def compute_device() -> str:
+    """Where this process's teachers run: the n-th worker of a machine has its n-th GPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    from distributed import get_worker
+
+    try:
+        number = int(get_worker().name)
+    except ValueError:  # no worker, or one that somebody named; whoever starts those gives each its own GPU
+        number = 0
+    return f"cuda:{number % torch.cuda.device_count()}"
 
 
 def teachers_of(request: ExtractRequest, recipe: Recipe, ignoring: frozenset[str] = frozenset()) -> tuple[Teacher, ...]:
@@ -100,34 +98,65 @@ def extract_part(request: ExtractRequest, recipe: Recipe, store: str, plan: Part
     Raises:
         HildaError: naming the file and frame; nothing has then been written under a final name.
     """
-    watch = Stopwatch()
-    drive = open_drive_once(request.drive)
-    infos, cameras = drive.frames(plan.scene)[plan.start : plan.stop], recipe.dataset.cameras
+    watch, began, lane = Stopwatch(), time.perf_counter(), lanes()
+    part = lane.load(lambda: begin_part(request, recipe, plan, watch))
+    if entry := existing_part(Path(store), part.name, recipe.digest()):
+        return PartOutcome(entry, True, 0, dict(watch.seconds), dict(watch.cpu_seconds))
+    cameras, skip = recipe.dataset.cameras, request.missing == "skip"
+    sizes, wanted = camera_sizes_px(part.infos, cameras), frozenset(map(preprocessing_of, recipe.teachers))
+    load = partial(load_frame, part.drive, cameras, wanted, sources=part.sources, watch=watch, skip=skip)
+    loading = lane.load_ahead(load, part.infos)
+    with ExitStack() as stored, closing(loading):
+        with lane.teaching(watch, began):
+            with watch.stage("start"):
+                teachers = teachers_of(request, recipe)
+            frames = teach_frames(teachers, loading, len(cameras), watch)
+            with watch.stage(WAIT_STORE):
+                stored.enter_context(lane.storing)
+        content = PartContent(
+            part=part.name,
+            scene=plan.scene,
+            camera_sizes_px=sizes,
+            # Where each frame stands in its scene: a store of some frames only then knows which ones are neighbours.
+            frames=tuple(replace(frame, position=plan.start + k) for k, frame in enumerate(frames)),
+            sources=part.sources.sha256,
+            calibration_sha256=part.calibration_sha256,
+        )
+        with watch.stage("write"):
+            entry = write_part(Path(store), recipe, content, encoding=lambda: watch.stage("encode"))
+    images = sum(len(cameras) - len(frame.absent.keys() - {LIDAR}) for frame in frames)
+    del frames, content
+    give_back_freed_memory()
+    return PartOutcome(entry, False, images, dict(watch.seconds), dict(watch.cpu_seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class BegunPart:
+    """A part of which it is known what it is made from, and hence what it is called."""
+
+    name: str
+    drive: Drive
+    infos: tuple[FrameInfo, ...]
+    sources: Sources
+    calibration_sha256: str
+
+
+def begin_part(request: ExtractRequest, recipe: Recipe, plan: PartPlan, watch: Stopwatch) -> BegunPart:
+    """Hash all that a part is made from.
+
+    Raises:
+        MissingSensor: a file is missing, and absences are not allowed.
+        DriveError: the drive or a file cannot be read.
+    """
+    with DRIVE:
+        drive = open_drive_once(request.drive)
+        infos = drive.frames(plan.scene)[plan.start : plan.stop]
     with watch.stage("hash"):
-        sources = hash_sources(drive, infos, cameras)
+        sources = hash_sources(drive, infos, recipe.dataset.cameras)
     if sources.missing and request.missing == "fail":
         raise missing_sensor(infos, sources)
-    calibration = calibration_sha256(infos, cameras)
-    name = part_id(recipe, infos, plan.start, sources, calibration)
-    if entry := existing_part(Path(store), name, recipe.digest()):
-        return PartOutcome(entry, reused=True, images=0, seconds=dict(watch.seconds))
-
-    teachers = teachers_of(request, recipe)
-    skip = request.missing == "skip"
-    frames = [make_frame(drive, teachers, cameras, info, sources, watch, skip=skip) for info in infos]
-    content = PartContent(
-        part=name,
-        scene=plan.scene,
-        camera_sizes_px=camera_sizes_px(infos, cameras),
-        # Where each frame stands in its scene: a store of some frames only then knows which ones are neighbours.
-        frames=tuple(replace(frame, position=plan.start + k) for k, frame in enumerate(frames)),
-        sources=sources.sha256,
-        calibration_sha256=calibration,
-    )
-    with watch.stage("write"):
-        entry = write_part(Path(store), recipe, content)
-    images = sum(len(cameras) - len(frame.absent.keys() - {LIDAR}) for frame in frames)
-    return PartOutcome(entry, reused=False, images=images, seconds=dict(watch.seconds))
+    calibration = calibration_sha256(infos, recipe.dataset.cameras)
+    return BegunPart(part_id(recipe, infos, plan.start, sources, calibration), drive, infos, sources, calibration)
 
 
 def missing_sensor(infos: tuple[FrameInfo, ...], sources: Sources) -> MissingSensor:
@@ -157,6 +186,11 @@ def camera_sizes_px(infos: tuple[FrameInfo, ...], cameras: tuple[str, ...]) -> d
     return sizes
 
 
+def preprocessing_of(info: TeacherInfo) -> Preprocessing:
+    """How a recipe says that a teacher's images are made; `teachers_of` sees to it that the teacher says the same."""
+    return Preprocessing(info.image_height_px, info.image_width_px, info.mean, info.std)
+
+
 def make_frame(
     drive: Drive,
     teachers: tuple[Teacher, ...],
@@ -168,124 +202,84 @@ def make_frame(
     skip: bool,
 ) -> FrameContent:
     """One frame's journey, up to what is written of it; `skip` records what cannot be read instead of raising."""
-    with watch.stage("read"):
-        frame, absent = read_frame(drive, info, sources, skip)
-    with watch.stage("decode"):
-        images, lost = read_images(drive, info, cameras, sources, skip)
-    with watch.stage("project"):
-        views = tuple(view for view in info.cameras if view.name in images)
-        pairs = project_on(frame.points, replace(info, cameras=views), cameras)
-        ground = ground_mask(frame.points.xyz_m)
+    wanted = frozenset(teacher.card.preprocessing for teacher in teachers)
+    loaded = load_frame(drive, cameras, wanted, info, sources, watch, skip=skip)
     with watch.stage("teach"):
-        tokens, global_tokens = teach(teachers, images, cameras)
-    points = frame.points
-    return FrameContent(
-        key=info.key,
-        stamp_ns=info.stamp_ns,
-        world_SE3_lidar=info.world_SE3_lidar,
-        world_SE3_ego=info.world_SE3_ego,
-        xyz_m=points.xyz_m,
-        intensity=points.intensity,
-        ground=ground,
-        pairs=pairs,
-        tokens=tokens,
-        global_tokens=global_tokens,
-        points_dropped=frame.report.non_finite,
-        time_offset_ns=points.time_offset_ns,
-        ring=points.ring,
-        label=points.label,
-        absent=absent | lost,
-    )
+        return teach(teachers, loaded, len(cameras))()
 
 
-def read_frame(drive: Drive, info: FrameInfo, sources: Sources, skip: bool) -> tuple[Frame, dict[str, str]]:
-    """Read a sweep; where absences are allowed, an unreadable one is empty and recorded, never zeros."""
-    try:
-        names = [path.relative_to(drive.root).as_posix() for path in info.lidar_paths]
-        if lacking := [name for name in names if name in sources.missing]:
-            raise MissingSensor(f"{lacking[0]}: no such file (frame {info.key})")
-        return drive.read(info), {}
-    except DriveError as error:
-        if not skip:
-            raise
-        nothing = Points(np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
-        # A reason is stored and shared, so it names files below the drive only.
-        return Frame(info, nothing), {LIDAR: error.message.replace(f"{drive.root}/", "")}
+def teach_frames(
+    teachers: tuple[Teacher, ...], loading: Iterable[Future[LoadedFrame]], cameras: int, watch: Stopwatch
+) -> list[FrameContent]:
+    """Show frames to the teachers as they come.
+
+    A frame's features are put in order after the next one was shown: meanwhile a GPU has that to do.
+    """
+    frames, before = [], None
+    for future in loading:
+        with watch.stage(WAIT_LOAD):
+            loaded = future.result()
+        with watch.stage("teach"):
+            shown = teach(teachers, loaded, cameras)
+            if before is not None:
+                frames.append(before())
+            before = shown
+    if before is not None:
+        with watch.stage("teach"):
+            frames.append(before())
+    return frames
 
 
-def read_images(
-    drive: Drive, info: FrameInfo, cameras: tuple[str, ...], sources: Sources, skip: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Decode a frame's images.
+def teach(teachers: tuple[Teacher, ...], loaded: LoadedFrame, cameras: int) -> Callable[[], FrameContent]:
+    """Show a frame's images to every teacher.
+
+    Args:
+        teachers: all of them.
+        loaded: the frame.
+        cameras: V, of the store.
 
     Returns:
-        camera -> (H, W, 3) uint8 RGB, and camera -> reason for those that are not there.
+        A function that waits for what the teachers say (a GPU works on it meanwhile) and gives the frame with it:
+        tokens (V, H, W, C) and global tokens (V, D), NaN for cameras without an image.
     """
-    views = {view.name: view for view in info.cameras}
-    images, absent = {}, {}
-    for camera in cameras:
-        if camera not in views:
-            absent[camera] = "this frame has no such camera"
-            continue
-        try:
-            images[camera] = read_view(drive, info, views[camera], sources)
-        except DriveError as error:
-            if not skip:
-                raise
-            absent[camera] = error.message.replace(f"{drive.root}/", "")
-    return images, absent
+    device = compute_device()
+    grids: dict[tuple[str, str], Tensor] = {}
+    vectors: dict[str, Tensor] = {}
+    for teacher in teachers if loaded.rows else ():
+        features = teacher(loaded.inputs[teacher.card.preprocessing].to(device, non_blocking=True))
+        for name, grid in features.layers.items():
+            grids[teacher.card.name, name] = _fetch(grid.permute(0, 2, 3, 1))
+        if features.global_token is not None:
+            vectors[teacher.card.name] = _fetch(features.global_token)
+    there = None if device == "cpu" else torch.cuda.current_stream(device).record_event()
+
+    def taught() -> FrameContent:
+        if there is not None:
+            there.synchronize()
+        tokens, global_tokens = {}, {}
+        for card in (teacher.card for teacher in teachers):
+            for layer in card.layers:
+                key, shape = (card.name, layer.name), (layer.height, layer.width, layer.channels)
+                tokens[key] = _of_all_cameras(grids.get(key), loaded.rows, (cameras, *shape))
+            if card.global_width:
+                found = vectors.get(card.name)
+                global_tokens[card.name] = _of_all_cameras(found, loaded.rows, (cameras, card.global_width))
+        return replace(loaded.content, tokens=tokens, global_tokens=global_tokens)
+
+    return taught
 
 
-def read_view(drive: Drive, info: FrameInfo, view: CameraView, sources: Sources) -> Tensor:
-    """Decode one image, checked against the hash that names the part and the size that the projection assumes."""
-    name = view.image_path.relative_to(drive.root).as_posix()
-    where = f"{name} (frame {info.key})"
-    if name in sources.missing:
-        raise MissingSensor(f"{name}: no such file (frame {info.key})")
-    data = view.image_path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != sources.sha256[name]:
-        raise DriveError(f"{where} changed while it was being read", "run the command again when nobody writes to it")
-    image = read_image(data, where)
-    height, width = image.shape[:2]
-    if (width, height) != (view.width_px, view.height_px):
-        raise DriveError(
-            f"{where} is {width}x{height} pixels, its calibration is for {view.width_px}x{view.height_px}",
-            "use images of the size that the calibration was made for",
-        )
-    return image
+def _fetch(tensor: Tensor) -> Tensor:
+    """The tensor in the CPU's memory; of one on a GPU, a copy that has only begun."""
+    if tensor.device.type == "cpu":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
-def project_on(points: Points, info: FrameInfo, cameras: tuple[str, ...]) -> Pairs:
-    """Project on the frame's own cameras, and number them as the store does."""
-    pairs = project(points.xyz_m, info)
-    numbers = np.array([cameras.index(view.name) for view in info.cameras], np.uint8)
-    return replace(pairs, camera=numbers[pairs.camera] if len(pairs) else pairs.camera)
-
-
-def teach(
-    teachers: tuple[Teacher, ...], images: dict[str, Tensor], cameras: tuple[str, ...]
-) -> tuple[dict[tuple[str, str], NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
-    """Show every teacher the frame's images.
-
-    Returns:
-        (teacher, layer) -> (V, H, W, C), and teacher -> (V, D); NaN rows for cameras without an image.
-    """
-    rows = [number for number, camera in enumerate(cameras) if camera in images]
-    tokens, global_tokens = {}, {}
-    for teacher in teachers:
-        card = teacher.card
-        features = None
-        if rows:
-            batch = torch.stack([prepare(images[cameras[row]], card.preprocessing) for row in rows])
-            features = teacher(batch)
-        for layer in card.layers:
-            grid = np.full((len(cameras), layer.height, layer.width, layer.channels), np.nan, np.float32)
-            if features is not None:
-                grid[rows] = features.layers[layer.name].permute(0, 2, 3, 1).float().cpu().numpy()
-            tokens[card.name, layer.name] = grid
-        if card.global_width:
-            vectors = np.full((len(cameras), card.global_width), np.nan, np.float32)
-            if features is not None and features.global_token is not None:
-                vectors[rows] = features.global_token.float().cpu().numpy()
-            global_tokens[card.name] = vectors
-    return tokens, global_tokens
+def _of_all_cameras(values: Tensor | None, rows: list[int], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array with the values in its rows, and NaN in the others."""
+    whole = np.full(shape, np.nan, np.float32)
+    if values is not None:
+        whole[rows] = values.numpy()
+    return whole

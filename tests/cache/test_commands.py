@@ -44,7 +44,9 @@ def test_verify_exits_with_0_where_all_is_as_sealed(tmp_path: Path) -> None:
     files = sum(path.is_file() for path in store.rglob("*"))
     code, out, said = invoke("verify", store, "--json")
     assert code == 0
-    assert json.loads(out) == {"sound": True, "complete": True, "problems": [], "files": files, "deep": []}
+    parts = {"parts": 4, "parts_read": 4, "parts_resumed": 0}
+    found = {"sound": True, "complete": True, "problems": [], "files": files, "deep": [], "signer": None}
+    assert json.loads(out) == found | parts
     assert said.splitlines()[0].startswith(f"files {files}/{files} ")
     assert "all as sealed" in said
 
@@ -103,6 +105,9 @@ def test_show_writes_a_page_beside_the_picture(tmp_path: Path) -> None:
     assert page.read_text().count('name="layer"') == 2
     with pytest.raises(UsageError, match="nothing to write is named"):
         invoke("show", store)
+    with pytest.raises(UsageError, match=r"does not end in \.png"):
+        invoke("show", store, "--out", tmp_path / "frame.jpg")
+    assert not (tmp_path / "frame.jpg").exists()
     with pytest.raises(UsageError, match="no camera 'REAR'"):
         invoke("show", store, "--html", tmp_path / "no.html", "--at", "REAR:1,1")
     assert not (tmp_path / "no.html").exists()

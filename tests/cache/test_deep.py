@@ -14,12 +14,13 @@ from hilda_cache.deep import compare_frame, compare_frames, live_request, relati
 from hilda_cache.drives import open_drive
 from hilda_cache.drives.synthetic import make_drive
 from hilda_cache.extract import extract
+from hilda_cache.lanes import Stopwatch
 from hilda_cache.parts import hash_sources
 from hilda_cache.request import DriveSpec, ExtractRequest
 from hilda_cache.teachers import load_teacher
 from hilda_cache.teachers.random_vit import save_random_dinov2
 from hilda_cache.teachers.spec import TeacherSpec
-from hilda_cache.work import Stopwatch, make_frame
+from hilda_cache.work import make_frame
 from hilda_schema import open_cache
 from hilda_schema.content import FrameContent
 from hilda_schema.errors import TeacherError, UsageError

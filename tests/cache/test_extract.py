@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hilda_cache.cluster import connect
 from hilda_cache.extract import ExtractReport, extract
 from hilda_cache.request import DriveSpec, ExtractRequest, Selection
 from hilda_cache.teachers.spec import TeacherSpec
+from hilda_cache.timing import LANES
 from hilda_schema import open_cache
 from hilda_schema.errors import CacheConflict, TeacherError, UsageError
 from hilda_schema.sampling import sample_grid
@@ -334,3 +337,36 @@ def test_a_nan_from_the_teacher_is_refused_by_frame(tiny_drive: Path, dask_clien
     assert "CAM_" in message
     assert "grid" in message
     assert not list((tmp_path / "store" / "parts").glob("[!.]*/seal.json"))
+
+
+def slow_disk(delay_s: float) -> None:
+    """Let this process's disk take so long to keep a file."""
+    own = getattr(os.fsync, "own", os.fsync)
+
+    def fsync(descriptor: int) -> None:
+        time.sleep(delay_s)
+        own(descriptor)
+
+    fsync.own = own  # type: ignore[attr-defined]
+    os.fsync = fsync if delay_s else own
+
+
+def test_a_slow_disk_bounds_a_run_and_changes_no_byte(
+    tiny_drive: Path, tiny_vit: Path, dask_client: Any, tmp_path: Path
+) -> None:
+    asked = request(tiny_drive, tiny_vit, part_frames=1)
+    quick = run(asked, tmp_path / "quick", dask_client).timing
+    dask_client.run(slow_disk, 0.2)
+    try:
+        slow = run(asked, tmp_path / "slow", dask_client).timing
+    finally:
+        dask_client.run(slow_disk, 0)
+    assert tree(tmp_path / "slow") == tree(tmp_path / "quick")
+    assert slow.bound_by == "writing"
+    assert slow.model_seconds["wait_store"] > quick.model_seconds["wait_store"]
+    for timing in (quick, slow):
+        available_s = timing.workers * timing.wall_s
+        assert sum(timing.model_seconds.values()) == pytest.approx(available_s)
+        for stages in LANES.values():
+            assert 0 < sum(timing.seconds[stage] for stage in stages) <= available_s
+            assert sum(timing.cpu_seconds[stage] for stage in stages) <= available_s

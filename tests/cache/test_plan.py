@@ -14,7 +14,7 @@ from hilda_cache import commands
 from hilda_cache import plan as plan_module
 from hilda_cache.extract import extract
 from hilda_cache.parts import PartPlan
-from hilda_cache.plan import MEASURED_PARTS, Plan, Probe, make_plan, store_size
+from hilda_cache.plan import MEASURED_PARTS, Plan, Probe, make_plan, most_frames, store_size
 from hilda_cache.request import DriveSpec, ExtractRequest, Selection
 from hilda_cache.teachers.spec import TeacherSpec
 from hilda_schema import open_cache
@@ -54,10 +54,17 @@ def test_bytes_and_files_are_those_of_the_store(
         assert plan.pairs_per_frame == pytest.approx(np.mean(cache.frames["pairs"].to_numpy()))
 
 
+PARTS = [PartPlan(scene, start, stop) for scene in ("scene-0001", "scene-0002") for start, stop in ((0, 1), (1, 3))]
+
+
+def test_parts_are_shared_out_as_workers_get_free() -> None:
+    assert [most_frames(PARTS, workers) for workers in (1, 2, 3, 4)] == [6, 4, 3, 2]
+
+
 def test_time_is_that_of_the_workers_that_find_a_part(tiny_drive: Path, tiny_vit: Path, plan: Plan) -> None:
     assert plan.parts == 4
     assert plan.workers == 3
-    assert plan.hours == pytest.approx(plan.frames * plan.seconds_per_frame / 3 / 3600)
+    assert plan.hours == pytest.approx(most_frames(PARTS, 3) * plan.seconds_per_frame / 3600)
     assert 0 < plan.seconds_per_image * 6 <= plan.seconds_per_frame
     assert make_plan(request(tiny_drive, tiny_vit), Path("nowhere"), workers=50).workers == 4
 

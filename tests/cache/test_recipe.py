@@ -108,5 +108,6 @@ def test_an_unknown_camera_is_refused_before_a_model_is_loaded(tiny_drive: Path,
 
 def test_versions_that_change_a_feature_are_all_named() -> None:
     versions = software_versions()
-    assert versions.keys() == {"torch", "transformers", "simplejpeg", "pillow"}
+    assert versions.keys() == {"torch", "transformers", "simplejpeg", "pillow", "attention"}
+    assert all(", " not in each for each in versions.values())  # which is how a merge lists several
     assert versions["torch"] == torch.__version__

@@ -8,25 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from hilda_cache.drives import Drive, FrameInfo, open_drive
+from hilda_cache.drives import CameraView, Drive, FrameInfo, open_drive
 from hilda_cache.drives.synthetic import make_drive
+from hilda_cache.frames import load_frame, project_on, read_view
 from hilda_cache.geometry import project
+from hilda_cache.lanes import Stopwatch
 from hilda_cache.parts import Sources, hash_sources
 from hilda_cache.request import DriveSpec, ExtractRequest
 from hilda_cache.teachers import load_teacher
 from hilda_cache.teachers.spec import TeacherSpec
-from hilda_cache.work import (
-    Stopwatch,
-    camera_sizes_px,
-    make_frame,
-    missing_sensor,
-    project_on,
-    read_view,
-    teach,
-    teachers_of,
-)
+from hilda_cache.work import camera_sizes_px, make_frame, missing_sensor, teach, teachers_of
+from hilda_schema.content import FrameContent
 from hilda_schema.errors import DriveError, MissingSensor, TeacherError
 from hilda_schema.layout import LIDAR
 from hilda_schema.manifest import DatasetInfo, EncodingInfo, ProjectionInfo, Recipe, SelectionInfo, TeacherInfo
@@ -129,19 +122,41 @@ def test_missing_files_are_named_and_counted(drive: Drive) -> None:
     assert "--missing skip" in three.remedy
 
 
-def test_features_of_a_camera_do_not_depend_on_which_others_are_there(tiny_vit: Path) -> None:
+def test_features_of_a_camera_do_not_depend_on_which_others_are_there(drive: Drive, tiny_vit: Path) -> None:
     """Beyond rounding: a batch's size may change the order of a sum, never which image a row is of."""
     teacher = load_teacher(TeacherSpec("vit", str(tiny_vit), ("4",), (56, 112)), device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    images = {name: torch.randint(0, 256, (99, 176, 3), dtype=torch.uint8, generator=generator) for name in "abc"}
-    grids, vectors = teach((teacher,), images, ("a", "b", "c"))
-    some = {name: images[name] for name in ("c", "a")}
-    fewer, fewer_vectors = teach((teacher,), some, ("a", "b", "c"))
+    info, cameras = only_frame(drive), drive.camera_names[:3]
+    sources = hash_sources(drive, [info], cameras)
+
+    def seen(views: tuple[CameraView, ...]) -> FrameContent:
+        wanted = frozenset({teacher.card.preprocessing})
+        only = replace(info, cameras=views)
+        loaded = load_frame(drive, cameras, wanted, only, sources, Stopwatch(), skip=True)
+        return teach((teacher,), loaded, len(cameras))()
+
+    whole, fewer = seen(info.cameras), seen((info.cameras[2], info.cameras[0]))
     for row in (0, 2):
-        np.testing.assert_allclose(fewer["vit", "4"][row], grids["vit", "4"][row], atol=1e-4)
-        np.testing.assert_allclose(fewer_vectors["vit"][row], vectors["vit"][row], atol=1e-4)
-    assert np.isnan(fewer["vit", "4"][1]).all()
-    assert np.isnan(fewer_vectors["vit"][1]).all()
+        np.testing.assert_allclose(fewer.tokens["vit", "4"][row], whole.tokens["vit", "4"][row], atol=1e-4)
+        np.testing.assert_allclose(fewer.global_tokens["vit"][row], whole.global_tokens["vit"][row], atol=1e-4)
+    assert np.isnan(fewer.tokens["vit", "4"][1]).all()
+    assert np.isnan(fewer.global_tokens["vit"][1]).all()
+    nothing = seen(())
+    assert np.isnan(nothing.tokens["vit", "4"]).all()
+    assert np.isnan(nothing.global_tokens["vit"]).all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_says_what_the_cpu_says(drive: Drive, tiny_vit: Path) -> None:
+    info, spec = only_frame(drive), TeacherSpec("vit", str(tiny_vit), ("4",), (56, 112))
+    cameras, sources = drive.camera_names, hash_sources(drive, [info], drive.camera_names)
+
+    def made(device: str) -> FrameContent:
+        teachers = (load_teacher(spec, device),)
+        return make_frame(drive, teachers, cameras, info, sources, Stopwatch(), skip=False)
+
+    on_cpu, on_gpu = made("cpu"), made("cuda")
+    np.testing.assert_allclose(on_gpu.tokens["vit", "4"], on_cpu.tokens["vit", "4"], atol=1e-2)
+    np.testing.assert_allclose(on_gpu.global_tokens["vit"], on_cpu.global_tokens["vit"], atol=1e-2)
 
 
 def test_a_worker_with_other_weights_refuses_the_recipe(tiny_vit: Path) -> None:

@@ -120,7 +120,7 @@ def _check_cameras(drive: Drive, info: FrameInfo) -> Iterator[str]:
 
 
 def pose_problems(pose: NDArray[Any]) -> Iterator[str]:
-    """What keeps an array from being a rigid transform, in words."""
+    """What keeps an array from being a rigid transform, (4, 4) float64, in words."""
     if not isinstance(pose, np.ndarray) or pose.shape != (4, 4) or pose.dtype != np.float64:
         yield "is not a (4, 4) float64 array"
         return

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from hilda_cache.drives.frame import Points
 from hilda_schema.errors import DriveError, HildaError, MissingSensor
@@ -86,7 +85,12 @@ def file_size(path: Path, max_bytes: int) -> int:
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """All bytes of a regular file of at most `max_bytes`; raises what `file_size` raises."""
+    """All bytes of a regular file of at most `max_bytes`.
+
+    Raises:
+        MissingSensor: it is not there.
+        DriveError: as `file_size`; or it changes while it is read.
+    """
     size = file_size(path, max_bytes)
     try:
         with path.open("rb") as file:
@@ -204,6 +208,8 @@ def image_size_px(path: Path) -> tuple[int, int]:
         DriveError: it is empty, no JPEG or PNG, its header is cut, or it claims more pixels than Pillow
             takes for a decompression bomb.
     """
+    from PIL import Image, UnidentifiedImageError  # not at the top: caches are read and shared without Pillow
+
     file_size(path, MAX_SWEEP_BYTES)
     try:
         with warnings.catch_warnings():
@@ -231,7 +237,11 @@ def first_image_size_px(paths: Iterable[Path]) -> tuple[int, int] | None:
 
 @contextmanager
 def naming_folders() -> Iterator[None]:
-    """Turn what the operating system says about folders that are looked through into one line."""
+    """Turn what the operating system says about folders that are looked through into one line.
+
+    Raises:
+        DriveError: the body met an OSError.
+    """
     try:
         yield
     except OSError as error:
@@ -240,7 +250,11 @@ def naming_folders() -> Iterator[None]:
 
 @contextmanager
 def naming_frame(key: Key) -> Iterator[None]:
-    """Put the frame's key before the message of every error raised inside."""
+    """Put the frame's key before the message of every error raised inside.
+
+    Raises:
+        HildaError: of the class that the body raised.
+    """
     try:
         yield
     except HildaError as error:

@@ -162,6 +162,15 @@ def rectified_views(
 ) -> list[CameraView]:
     """Views of one rectified camera, one per frame: image, time stamp and pose of the same row belong together.
 
+    Args:
+        name: of the camera.
+        number: of the camera, in the calibration.
+        calibration: the drive's.
+        images: one a frame.
+        stamps_ns: one a frame.
+        ego_SE3_lidar: (4, 4).
+        world_SE3_ego: (4, 4) one a frame, at the image's time.
+
     Raises:
         DriveError: the camera is not calibrated, or its image size is neither recorded nor to be had from an image.
     """

@@ -55,7 +55,7 @@ class BoxTable:
         self._points: NDArray[np.int64] = np.asarray(points, np.int64)[order]
 
     def of_sample(self, sample: str, lidar_SE3_world: Float64Array) -> Annotation:
-        """Boxes of a keyframe in its LiDAR frame.
+        """Boxes of a keyframe in its LiDAR frame, which `lidar_SE3_world`, (4, 4), takes the world to.
 
         Raises:
             DriveError: a box has no pose.

@@ -91,33 +91,53 @@ class Table:
         return DriveError(f"{self.path}: row {token!r} {what}", _DAMAGED)
 
     def text(self, token: str, row: dict[str, Any], name: str) -> str:
-        """A field that must be text and not empty."""
+        """A field that must be text and not empty.
+
+        Raises:
+            DriveError: it is not.
+        """
         value = row.get(name)
         if not isinstance(value, str) or not value:
             raise self.error(token, f"has no text in {name!r}")
         return value
 
     def whole(self, token: str, row: dict[str, Any], name: str) -> int:
-        """A field that must be a whole number a float64 can hold, not negative."""
+        """A field that must be a whole number a float64 can hold, not negative.
+
+        Raises:
+            DriveError: it is not.
+        """
         value = row.get(name)
         if type(value) is not int or not 0 <= value < 1 << 53:
             raise self.error(token, f"has no whole number in {name!r}")
         return value
 
     def numbers(self, token: str, row: dict[str, Any], name: str, count: int) -> list[float]:
-        """A field that must be a list of `count` numbers."""
+        """A field that must be a list of `count` numbers.
+
+        Raises:
+            DriveError: it is not.
+        """
         value = row.get(name)
         if not isinstance(value, list) or len(value) != count or any(type(v) not in (int, float) for v in value):
             raise self.error(token, f"has no list of {count} numbers in {name!r}")
         return value
 
     def once(self, token: str, known: dict[str, Any]) -> None:
-        """Refuse a token that stands twice."""
+        """Refuse a token that stands twice.
+
+        Raises:
+            DriveError: it does.
+        """
         if token in known:
             raise self.error(token, "stands twice")
 
     def resolve(self, token: str, row: dict[str, Any], name: str, known: dict[str, Any]) -> Any:
-        """What a field that names a row of another table points at."""
+        """What a field that names a row of another table points at.
+
+        Raises:
+            DriveError: no such row is known.
+        """
         target = self.text(token, row, name)
         if target not in known:
             raise self.error(token, f"names {target!r} in {name!r}, which no table holds")

@@ -75,7 +75,11 @@ class PandaSet(FolderDrive):
         )
 
     def read(self, info: FrameInfo) -> Frame:
-        """Read the frame's points and labels; points with a non-finite value are dropped and counted."""
+        """Read the frame's points and labels; points with a non-finite value are dropped and counted.
+
+        Raises:
+            DriveError: a table is missing or damaged, or names another LiDAR.
+        """
         with naming_frame(info.key):
             lidar_path, *label_paths = info.lidar_paths
             table = read_columns(lidar_path, ("x", "y", "z", "i", "t", "d"))
@@ -89,7 +93,12 @@ class PandaSet(FolderDrive):
             return Frame(info, points, PointsReport(non_finite=int(chosen.sum() - kept.sum())))
 
     def annotations(self, scene: str) -> dict[str, Annotation]:
-        """Boxes of every frame; points inside are not counted by the publisher."""
+        """Boxes of every frame; points inside are not counted by the publisher.
+
+        Raises:
+            UsageError: there is no such scene.
+            DriveError: the scene has no boxes, or a table is damaged.
+        """
         frames, folder = self.frames(scene), self.folders[scene] / "annotations" / "cuboids"
         if not folder.is_dir():
             raise DriveError(f"{folder} is not there: the scene has no boxes", _INCOMPLETE)

@@ -61,7 +61,12 @@ class FolderDrive(Drive):
         return tuple(sorted(self.folders))
 
     def frames(self, scene: str) -> tuple[FrameInfo, ...]:
-        """The scene's frames in time order; UsageError for a scene that is not there, naming the nearest."""
+        """The scene's frames in time order.
+
+        Raises:
+            UsageError: there is no such scene; the message names the nearest.
+            DriveError: the scene's tables are damaged.
+        """
         if scene not in self.folders:
             raise unknown_scene(scene, self.folders)
         if self._latest[0] != scene:

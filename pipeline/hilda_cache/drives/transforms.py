@@ -97,7 +97,7 @@ def se3(rotation_or_quaternion_wxyz: ArrayLike, translation_m: ArrayLike, where:
 
 
 def inverse_se3(a_SE3_b: Float64Array) -> Float64Array:
-    """The transform back, `b_SE3_a`; exact also where the rotation is one to printed digits only."""
+    """The (4, 4) transform back, `b_SE3_a`; exact also where the rotation is one to printed digits only."""
     inverse = np.eye(4)
     # Not R^T: for a rotation printed with 7 digits that is off by 1e-7, which forward and back would add up.
     inverse[:3, :3] = np.linalg.inv(a_SE3_b[:3, :3])

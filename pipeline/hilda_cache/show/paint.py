@@ -76,7 +76,7 @@ class Paint:
 
 
 def some_pairs(pairs: Pairs, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Pairs:
-    """Some of the pairs, by mask or rows."""
+    """Some of the pairs, by mask (P,) or rows (K,)."""
     return Pairs(**{each.name: getattr(pairs, each.name)[rows] for each in fields(Pairs)})
 
 

@@ -15,7 +15,12 @@ NEAR_GROUND_M = 20.0
 
 
 def ground_height_m(xyz_m: NDArray[np.float32], ground: NDArray[np.bool_]) -> float:
-    """Height of the road around the vehicle in the LiDAR frame; that of the lowest points where no ground is known."""
+    """Height of the road around the vehicle in the LiDAR frame; that of the lowest points where no ground is known.
+
+    Args:
+        xyz_m: (N, 3) LiDAR frame.
+        ground: (N,).
+    """
     near = np.linalg.norm(xyz_m[:, :2], axis=1) < NEAR_GROUND_M
     if (near & ground).any():
         return float(np.median(xyz_m[near & ground, 2]))

@@ -195,7 +195,7 @@ def triple(value: Any, what: str) -> tuple[float, float, float]:
 
 
 def stored_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """Names and values in the safetensors files, one at a time.
+    """Names and values, of any shape, in the safetensors files, one at a time.
 
     Raises:
         TeacherError: a file is damaged.

@@ -31,7 +31,11 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def load_factory_teacher(spec: TeacherSpec, source: Source, device: str) -> FactoryTeacher:
-    """Load a teacher from a user's function; see `load_teacher`."""
+    """Load a teacher from a user's function; see `load_teacher`.
+
+    Raises:
+        TeacherError: also for norm "post".
+    """
     if spec.norm == "post":
         raise TeacherError(
             f"teacher {spec.name!r}: only the function itself can apply a final normalisation", 'use norm "pre"'

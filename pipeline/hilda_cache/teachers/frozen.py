@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hilda_cache.teachers.attention import CpuAttention
 from hilda_cache.teachers.base import Features, LayerShape, TeacherCard
 from hilda_schema.errors import TeacherError
 
@@ -57,7 +58,10 @@ class FrozenTeacher(ABC):
         """Run the model; float32 answers on the device of the images."""
         with torch.inference_mode():
             try:
-                layers, token = self._see(images.to(self._device, self._dtype))
+                # First to the device: from pinned memory that copy overlaps with what the device computes.
+                shown = images.to(self._device, non_blocking=True).to(self._dtype)
+                with self._attention():
+                    layers, token = self._see(shown)
             except TeacherError:
                 raise
             except Exception as error:  # a library's or a user's code, with no error tree of its own
@@ -69,6 +73,9 @@ class FrozenTeacher(ABC):
             back = {name: grid.to(images.device, torch.float32) for name, grid in layers.items()}
             return back, None if token is None else token.to(images.device, torch.float32)
 
+    def _attention(self) -> AbstractContextManager[object]:
+        return CpuAttention() if (self._device.type, self._dtype) == ("cpu", torch.bfloat16) else nullcontext()
+
     def _measure(self, height_px: int, width_px: int) -> tuple[tuple[LayerShape, ...], int]:
         """Shapes of the layers and the global token's width, seen on one black image."""
         layers, token = self._forward(torch.zeros(1, 3, height_px, width_px))
@@ -76,7 +83,11 @@ class FrozenTeacher(ABC):
         return shapes, 0 if token is None else token.shape[1]
 
     def to_precision(self, dtype: torch.dtype) -> None:
-        """Run the model in `dtype` from now on; `Teacher.to_precision`."""
+        """Run the model in `dtype` from now on; `Teacher.to_precision`.
+
+        Raises:
+            TeacherError: neither float32 nor bfloat16.
+        """
         if dtype not in {torch.float32, torch.bfloat16}:
             raise TeacherError(f"teacher {self.card.name!r} cannot run in {dtype}", "use float32 or bfloat16")
         if dtype == self._dtype:
@@ -108,7 +119,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def watching(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Collect what modules put out while the body runs; of a tuple its first element.
+    """Collect what modules put out, in their own shape, while the body runs; of a tuple its first element.
 
     Hooks see the same tensor in every version of a library, whatever it later calls "hidden states" (some versions
     put the last of those through the final normalisation, some do not).

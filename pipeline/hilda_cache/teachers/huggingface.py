@@ -65,6 +65,9 @@ def builder(spec: TeacherSpec, checkpoint: Checkpoint, architecture: str, attent
         checkpoint: the folder.
         architecture: class name in transformers.
         attention: the attention implementation; named, because a configuration could ask for one that is downloaded.
+
+    Raises:
+        TeacherError: transformers has no such class; or, from the function, the model cannot be loaded whole.
     """
     loader = getattr(transformers, architecture, None)
     if loader is None:

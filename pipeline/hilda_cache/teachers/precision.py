@@ -94,6 +94,10 @@ def measure_bfloat16(teacher: Teacher, images: Tensor) -> dict[str, float]:
     A single image is seen beside its four quarters, since one global token has no mean to be centred on. What is not
     finite counts as -1.
 
+    Args:
+        teacher: any.
+        images: (B, 3, height_px, width_px), as a teacher takes them.
+
     Returns:
         Layer, or "global", -> cosine.
     """

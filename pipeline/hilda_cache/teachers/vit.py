@@ -48,17 +48,17 @@ _HALF = (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD)
 
 
 def plain(images: Tensor, patch: tuple[int, int]) -> dict[str, Any]:
-    """Inputs of a model that fits its positions to any image by itself."""
+    """Inputs of a model that fits its positions to any image by itself; images (B, 3, height_px, width_px)."""
     return {"pixel_values": images}
 
 
 def interpolated(images: Tensor, patch: tuple[int, int]) -> dict[str, Any]:
-    """Inputs of a model that has to be asked to fit its positions."""
+    """Inputs of a model that has to be asked to fit its positions; images as `plain`."""
     return {"pixel_values": images, "interpolate_pos_encoding": True}
 
 
 def patchified(images: Tensor, patch: tuple[int, int]) -> dict[str, Any]:
-    """Inputs of SigLIP2 with free aspect ratio: patches row by row, each as (row, column, colour)."""
+    """Inputs of SigLIP2 with free aspect ratio: patches row by row, (row, column, colour) in each; see `plain`."""
     batch, _, height, width = images.shape
     grid = (height // patch[0], width // patch[1])
     cells = images.reshape(batch, 3, grid[0], patch[0], grid[1], patch[1])
@@ -71,20 +71,20 @@ def patchified(images: Tensor, patch: tuple[int, int]) -> dict[str, Any]:
 
 
 def first_token(output: Any) -> Tensor:
-    """CLS, after the final LayerNorm."""
+    """(B, C) CLS, after the final LayerNorm."""
     token: Tensor = output.last_hidden_state[:, 0]
     return token
 
 
 def pooled(output: Any) -> Tensor:
-    """What the model itself pools, else the mean of its final tokens."""
+    """(B, C) what the model itself pools, else the mean of its final tokens."""
     token: Tensor | None = output.pooler_output
     tokens: Tensor = output.last_hidden_state
     return tokens.mean(1) if token is None else token
 
 
 def summary(output: Any) -> Tensor:
-    """RADIO's summary tokens."""
+    """(B, D) RADIO's summary tokens, one after the other."""
     token: Tensor = output.summary
     return token
 

@@ -39,14 +39,14 @@ class Patch:
     distance: Array  # (M,) from the camera
 
     def wall(self) -> tuple[Array, Array]:
-        """Texture coordinates on upright faces: along the face and up, from its lower left corner."""
+        """Texture coordinates (M,), metres, on upright faces: along the face and up, from its lower left corner."""
         across = np.abs(self.normal[0]) > np.abs(self.normal[1])
         along = np.where(across, self.local[1] + self.half[1], self.local[0] + self.half[0])
         return along, self.local[2] + self.half[2]
 
     @property
     def upright(self) -> NDArray[np.bool_]:
-        """Where the face is a wall rather than a roof or floor."""
+        """(M,) where the face is a wall rather than a roof or floor."""
         wall: NDArray[np.bool_] = np.abs(self.normal[2]) < 0.5
         return wall
 
@@ -57,7 +57,7 @@ def rgb(red: float, green: float, blue: float) -> Float32Array:
 
 
 def blend(base: Array, colour: Float32Array, share: Array) -> Array:
-    """Cover a colour with another, wholly where `share` is 1."""
+    """(3, M) colours: `base` covered with `colour`, each (3, M) or (3, 1), wholly where `share`, (M,), is 1."""
     mixed: Array = base + (colour - base) * share.astype(np.float32)
     return mixed
 

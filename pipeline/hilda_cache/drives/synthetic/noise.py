@@ -34,7 +34,7 @@ _NOISE = _noise_tile()
 
 
 def noise(u: Array, v: Array, cells_per_m: float) -> Float32Array:
-    """Noise in 0 to 1, evenly distributed, at texture coordinates in metres."""
+    """Noise in 0 to 1, evenly distributed, at texture coordinates in metres, of any shape."""
     column = (u * cells_per_m + 65536).astype(np.int32) & (_TILE - 1)
     row = (v * cells_per_m + 65536).astype(np.int32) & (_TILE - 1)
     picked: Float32Array = _NOISE[row, column]

@@ -64,7 +64,7 @@ class RayGrid:
 
 
 def camera_rays(camera: Camera, world_SE3_ego: Float64Array) -> RayGrid:
-    """Rays through the pixel centres of an image taken at a pose."""
+    """Rays through the pixel centres of an image taken at a pose, (4, 4)."""
     world_SE3_cam = world_SE3_ego @ camera.ego_SE3_cam
     back = world_SE3_cam[:3, :3] @ np.linalg.inv(camera.intrinsics)
     u = np.arange(camera.width_px, dtype=np.float64)[:, None] * back[:, 0]
@@ -73,7 +73,7 @@ def camera_rays(camera: Camera, world_SE3_ego: Float64Array) -> RayGrid:
 
 
 def lidar_rays(lidar: Lidar, world_SE3_ego: Float64Array) -> RayGrid:
-    """Rays of one turn: rings ascending, columns clockwise seen from above, as nuScenes' LiDAR turns."""
+    """Rays of one turn at a pose, (4, 4): rings ascending, columns clockwise from above, as nuScenes' LiDAR turns."""
     world_SE3_lidar = world_SE3_ego @ lidar.ego_SE3_lidar
     azimuth = -2 * np.pi * (np.arange(lidar.azimuth_steps) + 0.5) / lidar.azimuth_steps
     flat = np.stack([np.cos(azimuth), np.sin(azimuth), np.zeros_like(azimuth)], axis=1)
@@ -83,7 +83,7 @@ def lidar_rays(lidar: Lidar, world_SE3_ego: Float64Array) -> RayGrid:
 
 
 def camera_windows(camera: Camera, world_SE3_ego: Float64Array, primitives: Primitives) -> Iterator[Window]:
-    """Primitives that may appear in an image, nearest first, with the pixels their bounding boxes cover."""
+    """Primitives that an image taken at a pose, (4, 4), may show, nearest first, with the pixels their boxes cover."""
     cam_SE3_world = np.linalg.inv(world_SE3_ego @ camera.ego_SE3_cam)
     corners = primitives.corners_m() @ cam_SE3_world[:3, :3].T + cam_SE3_world[:3, 3]  # (P, 8, 3)
     depth = corners[..., 2]
@@ -123,7 +123,7 @@ def _clipped_bounds(corners: Float64Array, intrinsics: Float64Array) -> tuple[Fl
 
 
 def lidar_windows(lidar: Lidar, world_SE3_ego: Float64Array, primitives: Primitives) -> Iterator[Window]:
-    """Primitives within range, nearest first, with the rays that may meet their bounding spheres."""
+    """Primitives within range of a pose, (4, 4), nearest first, with the rays that may meet their bounding spheres."""
     lidar_SE3_world = np.linalg.inv(world_SE3_ego @ lidar.ego_SE3_lidar)
     centre = primitives.centre_m @ lidar_SE3_world[:3, :3].T + lidar_SE3_world[:3, 3]
     radius = np.linalg.norm(primitives.half_m, axis=1)

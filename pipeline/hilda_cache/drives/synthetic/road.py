@@ -63,7 +63,7 @@ class Road:
     curvature_per_m: float = 0.0
 
     def to_world(self, s_m: ArrayLike, l_m: ArrayLike) -> tuple[Float64Array, Float64Array]:
-        """World x and y of road coordinates."""
+        """World x and y [m] of road coordinates; shaped as those broadcast."""
         s, left = np.asarray(s_m, np.float64), np.asarray(l_m, np.float64)
         k = self.curvature_per_m
         if k:
@@ -74,7 +74,10 @@ class Road:
         return self.x_m + c * along - n * across, self.y_m + n * along + c * across
 
     def to_road(self, x_m: Array, y_m: Array) -> tuple[Array, Array]:
-        """Road coordinates of world x and y, in their dtype; the inverse of `to_world` within half a circle."""
+        """Road coordinates [m] of world x and y of one shape, in their dtype.
+
+        The inverse of `to_world` within half a circle.
+        """
         c, n = np.cos(self.heading_rad), np.sin(self.heading_rad)
         dx, dy = x_m - x_m.dtype.type(self.x_m), y_m - y_m.dtype.type(self.y_m)
         along, across = c * dx + n * dy, c * dy - n * dx
@@ -84,7 +87,7 @@ class Road:
         return np.arctan2(k * along, 1 - k * across) / k, (1 - np.hypot(k * along, 1 - k * across)) / k
 
     def heading_at(self, s_m: ArrayLike) -> Float64Array:
-        """Direction of the centre line, radians in the world."""
+        """Direction of the centre line, radians in the world, shaped like `s_m`."""
         heading: Float64Array = self.heading_rad + self.curvature_per_m * np.asarray(s_m, np.float64)
         return heading
 
@@ -131,13 +134,13 @@ class Ground:
         return kind, s, left
 
     def height_m(self, x_m: Array, y_m: Array) -> Array:
-        """Height of the ground at world positions."""
+        """Height of the ground at world positions, shaped like `x_m`."""
         raised = self.region(x_m, y_m)[0] != Region.ROAD
         height: Array = np.where(raised, x_m.dtype.type(self.kerb_m), x_m.dtype.type(0))
         return height
 
     def paint(self, s_m: Array, l_m: Array) -> NDArray[np.bool_]:
-        """Where white paint lies, for positions on the carriageway."""
+        """Where white paint lies, for positions on the carriageway; shaped like `s_m`."""
         painted = np.zeros(s_m.shape, np.bool_)
         dash = (s_m % DASH_PERIOD_M) < DASH_LENGTH_M
         for position, dashed in self.stripes_m:

@@ -29,7 +29,7 @@ class Shadow:
     dark: NDArray[np.bool_]  # (rows along y, columns along x)
 
     def covers(self, x_m: Array, y_m: Array) -> NDArray[np.bool_]:
-        """Whether ground points lie in shadow."""
+        """Whether ground points (world) lie in shadow; shaped like `x_m`."""
         column = ((x_m - self.x_m + _BLUR_M * noise(x_m, y_m, 60)) * (1 / CELL_M)).astype(np.int32)
         row = ((y_m - self.y_m + _BLUR_M * noise(y_m, x_m, 60)) * (1 / CELL_M)).astype(np.int32)
         height, width = self.dark.shape
@@ -37,7 +37,7 @@ class Shadow:
         return inside & self.dark[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
 
     def with_more(self, primitives: Primitives, towards_sun: Float64Array) -> Shadow:
-        """This map and the shadows of further primitives."""
+        """This map and the shadows of further primitives; `towards_sun` is a (3,) unit vector, world."""
         dark = self.dark.copy()
         unit_from_world = primitives.unit_from_world()
         corners = primitives.corners_m()

@@ -29,7 +29,7 @@ class Track:
     yaw_rad: float = 0.0  # where the object looks, relative to the road's direction
 
     def at(self, t_s: ArrayLike) -> tuple[Float64Array, Float64Array]:
-        """Road coordinates at times."""
+        """Road coordinates [m] at times; shaped like `t_s`."""
         t = np.asarray(t_s, np.float64)
         return self.s_m + self.s_speed_mps * t, self.l_m + self.l_speed_mps * t
 
