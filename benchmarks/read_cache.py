@@ -4,20 +4,26 @@
 
 Writes a cache of nuScenes' size (six cameras, four layers of 16 x 32 tokens with 384 channels: 9.4 MB a frame, float16;
 random values: nothing here compresses), and the same tokens as a memory map, as one safetensors file a frame, as HDF5
-where h5py is installed, and as a WebDataset tar. Every round each reader reads every frame once, in the round's own
-random order (the tar in its own: it knows no other), page cache warm; the readers take turns. A ratio is to the memory
-map of the same round, copied into a fresh array as all others are; medians over the rounds.
+and as a WebDataset tar where h5py and webdataset are installed; part by part, so that no form gets better pages of the
+page cache than another. Then, page cache warm:
+
+- Every round each reader reads every frame once, in the round's own random order (the tar in its own: it knows no
+  other); the readers take turns in one process. "to map" is to the memory map of the same round, which is copied into a
+  fresh array as all others are: every byte is touched, none is checked. Medians over the rounds.
+- Each reader alone in new processes, one and then two at once, each reading every frame twice: frames/s together, and
+  what one process holds at most beyond what it held when the reader was open (mapped files count).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
+import multiprocessing
 import statistics
 import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,12 +50,13 @@ from hilda_schema.writer import finish_store, start_store, write_part
 
 LAYERS, CAMERAS, HEIGHT, WIDTH, CHANNELS, PART_FRAMES = ("9", "10", "11", "12"), 6, 16, 32, 384, 16
 GRID = (CAMERAS, HEIGHT, WIDTH, CHANNELS)
+FRAME_MB = len(LAYERS) * int(np.prod(GRID)) * 2 / 1e6
 Tokens = NDArray[np.float16]  # (layers, cameras, H, W, C)
-Reader = Callable[[int], Iterable[NDArray[np.float16]]]  # frame -> its layers, all of them read
+Reader = Callable[[int], Iterable[NDArray[Any]]]  # frame -> its layers, all of them read
 
 
 def main() -> None:
-    """Write what is missing, read in turns, print."""
+    """Write what is missing, read in turns and then alone, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("read-out"))
     parser.add_argument("--frames", type=int, default=64)
@@ -58,19 +65,77 @@ def main() -> None:
     work, frames = arguments.work, arguments.frames // PART_FRAMES * PART_FRAMES
     if not (work / "cache" / "frames.parquet").exists():
         write_all(work, frames)
-    readers = {"memory map": memory_map(work, frames), **ours(work), **zarr_python(work), **others(work)}
-    times: dict[str, list[float]] = {name: [] for name in readers}
+    names = [name for name, (_, _, needs) in FORMS.items() if not needs or find_spec(needs)]
+    times = in_turns(names, work, frames, arguments.rounds)
+    print(f"{frames} frames of {FRAME_MB:.1f} MB")
+    print(
+        f"{'':25} {'files':>6} {'MB':>6} {'frames/s':>9} {'MB/s':>7} {'to map':>7}"
+        f" {'alone':>7} {'2 procs':>8} {'peak MB':>8}"
+    )
+    for name in names:
+        ratio = statistics.median(base / own for base, own in zip(times["memory map"], times[name], strict=True))
+        speed = frames / statistics.median(times[name])
+        count, size = extent(work / FORMS[name][1])
+        one, peak = alone(name, work, frames, 1)
+        two, _ = alone(name, work, frames, 2)
+        print(
+            f"{name:25} {count:6} {size:6.0f} {speed:9.0f} {speed * FRAME_MB:7.0f} {ratio:7.2f}"
+            f" {one:7.0f} {two:8.0f} {peak:8.0f}"
+        )
+
+
+def in_turns(names: list[str], work: Path, frames: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round of every reader."""
+    readers = {name: FORMS[name][0](work) for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     order = np.arange(frames)
     for name, read in readers.items():  # once to warm the page cache, and to see that all read the same
         compare(name, read, frames)
-    for number in range(arguments.rounds):
+    for number in range(rounds):
         np.random.default_rng(number).shuffle(order)
         for name, read in readers.items():
             start = time.perf_counter()
             for frame in order:
                 read(int(frame))
             times[name].append(time.perf_counter() - start)
-    tell(times, frames, work)
+    return times
+
+
+def alone(name: str, work: Path, frames: int, processes: int) -> tuple[float, float]:
+    """Frames/s of so many new processes together, and the largest peak of one of them in MB."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
+        barrier = manager.Barrier(processes)
+        done = [pool.submit(read_alone, name, work, frames, number, barrier) for number in range(processes)]
+        found = [each.result() for each in done]
+    seconds = max(end for _, end, _ in found) - min(begin for begin, _, _ in found)
+    return 2 * frames * processes / seconds, max(peak for _, _, peak in found)
+
+
+def read_alone(name: str, work: Path, frames: int, seed: int, barrier: Any) -> tuple[float, float, float]:
+    """When reading every frame twice began and ended, and the peak of resident memory in MB."""
+    read = FORMS[name][0](work)
+    before = resident_mb("VmRSS")
+    for frame in range(frames):
+        read(frame)
+    order = np.random.default_rng(seed).permutation(np.repeat(np.arange(frames), 2))
+    barrier.wait()
+    begin = time.monotonic()
+    for frame in order:
+        read(int(frame))
+    return begin, time.monotonic(), resident_mb("VmHWM") - before
+
+
+def resident_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (most so far) of this process, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1e3
+
+
+def extent(path: Path) -> tuple[int, float]:
+    """Files and MB of a file or folder."""
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return len(files), sum(each.stat().st_size for each in files) / 1e6
 
 
 def tokens_of(frame: int) -> Tokens:
@@ -79,30 +144,49 @@ def tokens_of(frame: int) -> Tokens:
 
 
 def write_all(work: Path, frames: int) -> None:
-    """The same tokens in every form."""
+    """The same tokens in every form, part by part."""
     (work / "safetensors").mkdir(parents=True, exist_ok=True)
-    flat = np.lib.format.open_memmap(work / "tokens.npy", "w+", np.float16, (frames, len(LAYERS), *GRID))
-    with tarfile.open(work / "tokens.tar", "w") as tar:
-        for frame in range(frames):
-            flat[frame] = tokens_of(frame)
-            save_file(dict(zip(LAYERS, flat[frame], strict=True)), work / "safetensors" / f"{frame}.safetensors")
-            for layer, tokens in zip(LAYERS, flat[frame], strict=True):
-                np.save(data := io.BytesIO(), tokens)
-                info = tarfile.TarInfo(f"{frame:06d}.{layer}.npy")
-                info.size = data.tell()
-                data.seek(0)
-                tar.addfile(info, data)
-    flat.flush()
-    if find_spec("h5py"):
-        import h5py
+    recipe = cache_recipe()
+    start_store(work / "cache", recipe, frames // PART_FRAMES)
+    shape, entries = (frames, len(LAYERS), *GRID), []
+    with (work / "tokens.npy").open("wb") as flat, tarfile.open(work / "tokens.tar", "w") as tar:
+        np.lib.format.write_array_header_1_0(flat, {"descr": "<f2", "fortran_order": False, "shape": shape})
+        for first in range(0, frames, PART_FRAMES):
+            part = range(first, first + PART_FRAMES)
+            for frame in part:
+                tokens = tokens_of(frame)
+                flat.write(tokens)
+                save_file(dict(zip(LAYERS, tokens, strict=True)), work / "safetensors" / f"{frame}.safetensors")
+                for layer, grid in zip(LAYERS, tokens, strict=True):
+                    add_array(tar, f"{frame:06d}.{layer}.npy", grid)
+                if find_spec("h5py"):
+                    add_to_hdf5(work / "tokens.h5", shape, frame, tokens)
+            contents = tuple(content(frame) for frame in part)
+            sizes = dict.fromkeys(recipe.dataset.cameras, (1600, 900))
+            made = PartContent(f"part-{first}", "scene", sizes, contents, {}, "0" * 64)
+            entries.append(write_part(work / "cache", recipe, made))
+    finish_store(work / "cache", recipe, entries)
 
-        with h5py.File(work / "tokens.h5", "w") as file:
-            file["tokens"] = flat
-    write_cache(work / "cache", frames)
+
+def add_array(tar: tarfile.TarFile, name: str, array: NDArray[Any]) -> None:
+    """One .npy file in a tar."""
+    np.save(data := io.BytesIO(), array)
+    info = tarfile.TarInfo(name)
+    info.size = data.tell()
+    data.seek(0)
+    tar.addfile(info, data)
 
 
-def write_cache(store: Path, frames: int) -> None:
-    """The tokens as a cache, with one point a frame: tokens are what is measured."""
+def add_to_hdf5(path: Path, shape: tuple[int, ...], frame: int, tokens: Tokens) -> None:
+    """One frame of a contiguous dataset."""
+    import h5py
+
+    with h5py.File(path, "a") as file:
+        file.require_dataset("tokens", shape, np.float16)[frame] = tokens
+
+
+def cache_recipe() -> Recipe:
+    """Of a cache with one teacher."""
     layers = tuple(LayerInfo(name=name, channels=CHANNELS, height=HEIGHT, width=WIDTH) for name in LAYERS)
     teacher = TeacherInfo(
         name="vit", source="random", architecture="none", weights_sha256="", norm="pre", image_height_px=224,
@@ -110,21 +194,14 @@ def write_cache(store: Path, frames: int) -> None:
         layers=layers, global_width=0,
     )  # fmt: skip
     cameras = tuple(f"CAM{camera}" for camera in range(CAMERAS))
-    recipe = Recipe(
+    return Recipe(
         dataset=DatasetInfo(name="random", cameras=cameras), selection=SelectionInfo(), teachers=(teacher,),
         projection=ProjectionInfo(occlusion="none", ground="none"), encoding=EncodingInfo(), part_frames=PART_FRAMES,
     )  # fmt: skip
-    start_store(store, recipe, frames // PART_FRAMES)
-    sizes = dict.fromkeys(cameras, (1600, 900))
-    entries = []
-    for first in range(0, frames, PART_FRAMES):
-        contents = tuple(content(frame) for frame in range(first, first + PART_FRAMES))
-        entries.append(write_part(store, recipe, PartContent(f"part-{first}", "scene", sizes, contents, {}, "0" * 64)))
-    finish_store(store, recipe, entries)
 
 
 def content(frame: int) -> FrameContent:
-    """A frame with its tokens, one point and no pair."""
+    """A frame with its tokens, one point and no pair: tokens are what is measured."""
     nothing = np.zeros(0)
     pairs = Pairs(
         nothing.astype(np.uint32), nothing.astype(np.uint8), nothing.reshape(0, 2), nothing.astype(np.float32),
@@ -137,26 +214,32 @@ def content(frame: int) -> FrameContent:
     )  # fmt: skip
 
 
-def memory_map(work: Path, frames: int) -> Reader:
+def memory_map(work: Path) -> Reader:
     """A copy out of one memory map: what the others are held against."""
     flat = np.load(work / "tokens.npy", mmap_mode="r")
-    assert len(flat) == frames, f"{work} was made with other --frames"
     return lambda frame: np.array(flat[frame])
 
 
-def ours(work: Path) -> dict[str, Reader]:
-    """Every checksum verified, as always; and with the checksums not looked at, which no option allows."""
+def ours(work: Path) -> Reader:
+    """Every checksum verified, as always."""
     cache = open_cache(work / "cache")
 
     def read(frame: int) -> list[NDArray[Any]]:
         opened = cache[frame]
         return [opened.stored_tokens("vit", layer).values for layer in LAYERS]
 
-    def unchecked(frame: int) -> list[NDArray[Any]]:
+    return read
+
+
+def ours_unchecked(work: Path) -> Reader:
+    """With the checksums not looked at, which no option allows."""
+    read = ours(work)
+
+    def unchecked(frame: int) -> Iterable[NDArray[Any]]:
         with patch("hilda_schema.part.damaged_chunks", lambda *_: []):
             return read(frame)
 
-    return {"hilda": read, "hilda, checksums off": unchecked}
+    return unchecked
 
 
 def parts_of(work: Path) -> list[Path]:
@@ -165,54 +248,69 @@ def parts_of(work: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def zarr_python(work: Path) -> dict[str, Reader]:
-    """The same store by zarr-python and, where it is installed, by tensorstore."""
+def zarr_python(work: Path) -> Reader:
+    """The same store by zarr-python."""
     arrays = [
         [zarr.open_array(part / "vit" / f"layer_{k}" / "tokens", mode="r") for k in LAYERS] for part in parts_of(work)
     ]
-    readers: dict[str, Reader] = {
-        "zarr-python": lambda frame: [each[frame % PART_FRAMES] for each in arrays[frame // PART_FRAMES]]
-    }
-    if find_spec("tensorstore"):
-        import tensorstore
-
-        def opened(path: Path) -> Any:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-            return tensorstore.open(spec, read=True).result()
-
-        same = [[opened(part / "vit" / f"layer_{k}" / "tokens") for k in LAYERS] for part in parts_of(work)]
-        readers["tensorstore"] = lambda frame: [
-            each.result() for each in [array[frame % PART_FRAMES].read() for array in same[frame // PART_FRAMES]]
-        ]
-    return readers
+    return lambda frame: [each[frame % PART_FRAMES] for each in arrays[frame // PART_FRAMES]]
 
 
-def others(work: Path) -> dict[str, Reader]:
-    """Other files with the same tokens."""
+def by_tensorstore(work: Path) -> Reader:
+    """The same store by tensorstore."""
+    import tensorstore
 
-    def layers_of(frame: int) -> list[NDArray[np.float16]]:
+    def opened(path: Path) -> Any:
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+        return tensorstore.open(spec, read=True).result()
+
+    arrays = [[opened(part / "vit" / f"layer_{k}" / "tokens") for k in LAYERS] for part in parts_of(work)]
+    return lambda frame: [
+        each.result() for each in [array[frame % PART_FRAMES].read() for array in arrays[frame // PART_FRAMES]]
+    ]
+
+
+def safetensors(work: Path) -> Reader:
+    """One file a frame."""
+
+    def read(frame: int) -> list[NDArray[Any]]:
         file = load_file(work / "safetensors" / f"{frame}.safetensors")
         return [file[layer] for layer in LAYERS]
 
-    readers: dict[str, Reader] = {"safetensors": layers_of}
-    if find_spec("h5py"):
-        import h5py
-
-        tokens = h5py.File(work / "tokens.h5")["tokens"]
-        readers["HDF5"] = lambda frame: tokens[frame]
-    if find_spec("webdataset"):
-        samples = webdataset(work)
-        readers["WebDataset, in its order"] = lambda _frame: next(samples)
-    return readers
+    return read
 
 
-def webdataset(work: Path) -> Iterator[list[NDArray[np.float16]]]:
+def hdf5(work: Path) -> Reader:
+    """One contiguous dataset."""
+    import h5py
+
+    tokens = h5py.File(work / "tokens.h5")["tokens"]
+    return lambda frame: tokens[frame]
+
+
+def webdataset(work: Path) -> Reader:
     """The tar's samples, again and again."""
     import webdataset as wds
 
-    while True:
-        for sample in wds.WebDataset(str(work / "tokens.tar"), shardshuffle=False).decode():
-            yield [sample[f"{layer}.npy"] for layer in LAYERS]
+    def forever() -> Iterator[list[NDArray[Any]]]:
+        while True:
+            for sample in wds.WebDataset(str(work / "tokens.tar"), shardshuffle=False).decode():
+                yield [sample[f"{layer}.npy"] for layer in LAYERS]
+
+    samples = forever()
+    return lambda _frame: next(samples)
+
+
+FORMS: dict[str, tuple[Callable[[Path], Reader], str, str]] = {  # name -> opener, what it reads, package
+    "memory map": (memory_map, "tokens.npy", ""),
+    "hilda": (ours, "cache", ""),
+    "hilda, checksums off": (ours_unchecked, "cache", ""),
+    "zarr-python": (zarr_python, "cache", ""),
+    "tensorstore": (by_tensorstore, "cache", "tensorstore"),
+    "HDF5, contiguous": (hdf5, "tokens.h5", "h5py"),
+    "safetensors": (safetensors, "safetensors", ""),
+    "WebDataset, in its order": (webdataset, "tokens.tar", "webdataset"),
+}
 
 
 def compare(name: str, read: Reader, frames: int) -> None:
@@ -220,20 +318,7 @@ def compare(name: str, read: Reader, frames: int) -> None:
     for frame in range(frames):
         found = list(read(frame))
         if frame % PART_FRAMES == 0 and not np.array_equal(np.stack(found), tokens_of(frame)):
-            raise SystemExit(f"{name} reads something else at frame {frame}")
-
-
-def tell(times: dict[str, list[float]], frames: int, work: Path) -> None:
-    """Print the table."""
-    megabytes = frames * len(LAYERS) * np.prod(GRID) * 2 / 1e6
-    files = sum(len(names) for _, _, names in os.walk(work / "cache"))
-    size = sum(path.stat().st_size for path in (work / "cache").rglob("*") if path.is_file()) / 1e6
-    print(f"{frames} frames of {megabytes / frames:.1f} MB; the cache: {files} files, {size:.0f} MB")
-    print(f"{'':26} {'frames/s':>9} {'MB/s':>8} {'to memory map':>14}")
-    for name, seconds in times.items():
-        ratio = statistics.median(base / own for base, own in zip(times["memory map"], seconds, strict=True))
-        typical = statistics.median(seconds)
-        print(f"{name:26} {frames / typical:9.0f} {megabytes / typical:8.0f} {ratio:14.2f}")
+            raise SystemExit(f"{name} reads something else at frame {frame}; was it made with other --frames?")
 
 
 if __name__ == "__main__":

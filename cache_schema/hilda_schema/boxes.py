@@ -71,7 +71,7 @@ class Boxes:
         return len(self.centre_m)
 
     def take(self, rows: slice | NDArray[Any]) -> Boxes:
-        """Some of the boxes."""
+        """Some of the boxes: a slice of them, (K,) int64 rows or a (M,) mask."""
         return Boxes(**{name: getattr(self, name)[rows] for name in self.__slots__})
 
     @property

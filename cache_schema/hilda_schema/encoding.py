@@ -60,13 +60,13 @@ def channel_mean(blocks: Sequence[NDArray[np.float32]], channels: int) -> NDArra
 
 
 def encode_float16(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round to the nearest float16; values beyond its range become infinite, for the caller to refuse."""
+    """Round, in any shape, to the nearest float16; beyond its range to an infinity, for the caller to refuse."""
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(np.float16)
 
 
 def decode_float16(values: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Exact."""
+    """Exact, for any shape."""
     return values.astype(np.float32)
 
 
@@ -126,7 +126,7 @@ def quantise_uv(uv: NDArray[np.float64]) -> NDArray[np.uint16]:
 
 
 def dequantise_uv(quantised: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """Centre of each cell: within 2**-17 of what was quantised."""
+    """(P, 2) centre of each cell, in the unit square: within 2**-17 of what was quantised."""
     return (quantised.astype(np.float64) + 0.5) / UV_LEVELS
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hilda_schema.buffers import BUFFERS
 from hilda_schema.errors import CacheCorrupt, CacheError, UsageError
 from hilda_schema.keys import Key
 from hilda_schema.layout import (
@@ -107,6 +108,8 @@ def check_seal(seal: Seal, arrays: dict[str, ArraySpec], recipe: Recipe, where: 
     """
     if seal.recipe_digest != recipe.digest():
         raise CacheCorrupt(f"{where} was made with another recipe than the store")
+    if seal.schema_version != recipe.schema_version:
+        raise CacheCorrupt(f"{where} has schema {seal.schema_version}, its recipe {recipe.schema_version}")
     if tuple(camera.name for camera in seal.cameras) != recipe.dataset.cameras:
         raise CacheCorrupt(f"{where} has other cameras than the store")
     _check_frames(seal, recipe, where)
@@ -173,6 +176,19 @@ def _check_listing(found: dict[str, int], seal: Seal, folder: str) -> None:
             raise CacheCorrupt(f"{folder}/{path} is {found[path]} bytes, {file.size} were sealed")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shard:
+    """An array whose index was checked, and what each read of it needs, worked out once."""
+
+    spec: ArraySpec
+    path: str  # below the store
+    file: FileSeal
+    sealed: tuple[int, ...]  # checksum of every chunk
+    chunk_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    stride: int  # bytes from one chunk to the next
+
+
 @dataclass(slots=True, eq=False)
 class OpenPart:
     """A part that passed the checks of first touch. Threads may share it."""
@@ -184,10 +200,14 @@ class OpenPart:
     arrays: dict[str, ArraySpec]
     shards: dict[str, FileSeal]  # array path -> its shard
     _whole: dict[str, NDArray[Any]] = field(default_factory=dict)  # small arrays, kept
-    _indexed: set[str] = field(default_factory=set)  # arrays whose shard index was checked
+    _checked: dict[str, _Shard] = field(default_factory=dict)  # arrays whose shard index was checked
 
     def read_whole(self, path: str) -> NDArray[Any]:
-        """A small array (offsets, presence, channel statistics); read once, read-only."""
+        """A small array (offsets, presence, channel statistics), shaped as its spec says; read once, read-only.
+
+        Raises:
+            CacheCorrupt: naming the file.
+        """
         if path not in self._whole:
             array = self.read_rows(path, 0, self.arrays[path].shape[0])
             array.flags.writeable = False
@@ -195,7 +215,11 @@ class OpenPart:
         return self._whole[path]
 
     def edges(self, ragged: str, row: int) -> tuple[int, int]:
-        """Rows [start, stop) of one frame in the ragged arrays "points" or "pairs"."""
+        """Rows [start, stop) of one frame in the ragged arrays "points" or "pairs".
+
+        Raises:
+            CacheCorrupt: the offsets are damaged, or are not the seal's counts.
+        """
         offset = self.read_whole(f"{ragged}/offset")
         start, stop = int(offset[row]), int(offset[row + 1])
         *before, count = (getattr(frame, ragged) for frame in self.frames[: row + 1])
@@ -212,6 +236,9 @@ class OpenPart:
             stop: one past the last.
             row: the frame they belong to, for the message.
 
+        Returns:
+            (stop - start, ...) in the array's dtype.
+
         Raises:
             CacheCorrupt: naming file and frame.
         """
@@ -220,47 +247,48 @@ class OpenPart:
             raise self._damaged(path, row, f"has {spec.shape[0]} rows, the offsets say {start} to {stop}")
         if start == stop:
             return np.empty((0, *spec.shape[1:]), spec.dtype)
+        shard = self._checked.get(path) or self._check_index(spec, row)
         first, last = start // spec.chunk_rows, -(-stop // spec.chunk_rows)
-        self._check_index(spec, row)
-        chunks = np.empty((last - first, *spec.chunk_shape), spec.dtype)
-        self._read_chunks(spec, first, chunks, row)
+        chunks = BUFFERS.empty((last - first, *shard.chunk_shape), shard.dtype)
+        self._read_chunks(shard, first, chunks, row)
         rows = chunks.reshape(-1, *spec.shape[1:])
         return rows[start - first * spec.chunk_rows : stop - first * spec.chunk_rows]
 
-    def _read_chunks(self, spec: ArraySpec, first: int, chunks: NDArray[Any], row: int | None) -> None:
-        sealed = self.shards[spec.path].chunk_crc32c or ()
+    def _read_chunks(self, shard: _Shard, first: int, chunks: NDArray[Any], row: int | None) -> None:
         stored = np.empty(len(chunks), "<u4")
-        path = f"parts/{self.part}/{spec.shard_path}"
-        file, stride = self.shards[spec.path], spec.chunk_bytes + CRC_BYTES
+        buffers = span_buffers(chunks, stored)
         for attempt in range(self.storage.tries):
             try:
-                buffers = span_buffers(chunks, stored)
-                self.storage.read_chunks(path, file, stride, first, buffers, again=attempt > 0)
+                self.storage.read_chunks(shard.path, shard.file, shard.stride, first, buffers, again=attempt > 0)
             except CacheError as error:
                 if isinstance(error, CacheCorrupt) and attempt + 1 < self.storage.tries:
                     continue
                 raise self._unread(error, row) from None
-            damaged = damaged_chunks(chunks, stored, sealed[first : first + len(chunks)])
+            damaged = damaged_chunks(chunks, stored, shard.sealed[first : first + len(chunks)])
             if not damaged:
                 return
-        raise self._damaged(spec.shard_path, row, f"chunk {first + damaged[0]} is not what was sealed")
+        raise self._damaged(shard.spec.shard_path, row, f"chunk {first + damaged[0]} is not what was sealed")
 
-    def _check_index(self, spec: ArraySpec, row: int | None) -> None:
-        if spec.path in self._indexed:
-            return
+    def _check_index(self, spec: ArraySpec, row: int | None) -> _Shard:
+        path, file, stride = (
+            f"parts/{self.part}/{spec.shard_path}",
+            self.shards[spec.path],
+            spec.chunk_bytes + CRC_BYTES,
+        )
         expected = index_bytes(spec)
         found = bytearray(len(expected))
-        offset = spec.chunks * (spec.chunk_bytes + CRC_BYTES)
         for attempt in range(self.storage.tries):
             try:
-                self.storage.read_into(f"parts/{self.part}/{spec.shard_path}", offset, [memoryview(found)])
+                self.storage.read_into(path, spec.chunks * stride, [memoryview(found)])
             except CacheError as error:
                 if isinstance(error, CacheCorrupt) and attempt + 1 < self.storage.tries:
                     continue
                 raise self._unread(error, row) from None
             if found == expected:
-                self._indexed.add(spec.path)
-                return
+                crcs, dtype = file.chunk_crc32c or (), np.dtype(spec.dtype)
+                shard = _Shard(spec, path, file, crcs, spec.chunk_shape, dtype, stride)
+                self._checked[spec.path] = shard
+                return shard
         raise self._damaged(spec.shard_path, row, "its index is not what was sealed")
 
     def _unread(self, error: CacheError, row: int | None) -> CacheError:

@@ -23,12 +23,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from crc32c import crc32c
-
 from hilda_schema.errors import UsageError
 from hilda_schema.manifest import FileSeal
 from hilda_schema.remote import RemoteStorage
-from hilda_schema.shard import CRC_BYTES
+from hilda_schema.shard import CRC_BYTES, crc32c
 from hilda_schema.storage import Storage, fill
 
 FOLDER_VARIABLE, BYTES_VARIABLE = "HILDA_CACHE_DIR", "HILDA_CACHE_BYTES"

@@ -35,6 +35,7 @@ from hilda_schema.layout import POINT_COLUMNS, layer_path
 from hilda_schema.manifest import LayerInfo, Manifest, PartEntry, Seal, TeacherInfo, key_digests
 from hilda_schema.part import OpenPart, entry_of, open_part, read_seal, verify_command
 from hilda_schema.part_cache import keeping_blocks
+from hilda_schema.reduction import basis_sha256
 from hilda_schema.root import load_root, unfinished_remedy
 from hilda_schema.sampling import Mode, sample_grid
 from hilda_schema.storage import Storage, open_storage, pinned
@@ -108,6 +109,8 @@ class Cache:
             found = self._sealed_parts()
             self.frames = frames_table(found)
             self.parts = tuple(entry for _, entry in found)
+        self._row = self.frames["row"].to_numpy()
+        self._part, self._key = self.frames["part"], self.frames["key"]
         self._seals = {entry.part: entry.seal_sha256 for entry in self.parts}
         self._parts = _RecentParts()
 
@@ -161,9 +164,8 @@ class Cache:
         if not -count <= index < count:
             raise IndexError(f"{self._storage.name} has {count} frames, there is no frame {index}")
         index = int(index) % count
-        part, row = self.frames["part"][index].as_py(), self.frames["row"][index].as_py()
+        part, row, key = self._part[index].as_py(), int(self._row[index]), self._key[index].as_py()
         opened = self._parts.get(part) or self._open(part)
-        key = self.frames["key"][index].as_py()
         if not 0 <= row < len(opened.frames) or opened.frames[row].key != key:
             raise CacheCorrupt(
                 f"{self._storage.name}/frames.parquet: frame {key} is not row {row} of part {part}",
@@ -220,6 +222,28 @@ class Cache:
             names = [each.name for each in teachers[teacher].layers]
             raise NotInCache(f"{self.url} has no layer {layer} of {teacher}", _it_has(str(layer), names))
         return info
+
+    def basis(self, teacher: str, layer: str | int) -> NDArray[np.float32] | None:
+        """What a layer's stored channels are in the model's: `features @ basis` lifts (P, K) features to (P, C).
+
+        Returns:
+            (K, C) orthonormal rows; None where the channels are the model's own.
+
+        Raises:
+            NotInCache: teacher or layer is not stored, or there is no part yet to hold it.
+            CacheCorrupt: it is not the one that the manifest names.
+        """
+        reduction = self.layer_info(teacher, layer).reduction
+        if reduction is None:
+            return None
+        if not self.parts:
+            raise NotInCache(f"{self.url} has no part yet, so no basis of {teacher}/{layer}")
+        part = self.parts[0].part
+        path = f"{layer_path(teacher, str(layer))}/basis"
+        basis: NDArray[np.float32] = (self._parts.get(part) or self._open(part)).read_whole(path)
+        if basis_sha256(basis) != reduction.basis_sha256:
+            raise CacheCorrupt(f"{self.url}/parts/{part}/{path} is not the one that the manifest names")
+        return basis
 
     def find(self, key: Key | str) -> Frame:
         """The frame of that key.

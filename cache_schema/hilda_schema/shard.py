@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from crc32c import crc32c
+from fastcrc import crc32
 from numpy.typing import NDArray
 
 from hilda_schema.layout import ArraySpec
 from hilda_schema.manifest import FileSeal
 
 CRC_BYTES = 4
+
+crc32c = crc32.iscsi  # the same checksum: iSCSI made it known
 
 
 def write_shard(file: BinaryIO, spec: ArraySpec, chunks: Iterable[NDArray[np.generic]]) -> FileSeal:
@@ -35,6 +37,9 @@ def write_shard(file: BinaryIO, spec: ArraySpec, chunks: Iterable[NDArray[np.gen
 
     Returns:
         What the seal says of the file.
+
+    Raises:
+        ValueError: chunks of another shape, dtype or number: a mistake of the caller.
     """
     digest, crcs = hashlib.sha256(), []
 
@@ -56,13 +61,19 @@ def write_shard(file: BinaryIO, spec: ArraySpec, chunks: Iterable[NDArray[np.gen
 
 
 def write_array(folder: Path, spec: ArraySpec, rows: Iterable[NDArray[Any]]) -> FileSeal:
-    """Write one array that has rows, given in pieces of any length, into a part's folder; what the seal says of it."""
+    """Write one array that has rows into a part's folder; what the seal says of it.
+
+    Args:
+        folder: the part's.
+        spec: the array.
+        rows: pieces (n, ...) of any length n.
+    """
     with (folder / spec.shard_path).open("xb") as file:
         return write_shard(file, spec, chunked(spec, rows))
 
 
 def chunked(spec: ArraySpec, rows: Iterable[NDArray[np.generic]]) -> Iterator[NDArray[np.generic]]:
-    """Cut rows that come in pieces of any length (frames) into the chunks of an array, padding the last."""
+    """Cut rows that come in pieces (n, ...) of any length (frames) into chunks of an array, padding the last."""
     chunk = np.full(spec.chunk_shape, spec.fill, spec.dtype)
     filled = 0
     for piece in rows:
@@ -99,7 +110,7 @@ def shard_bytes(spec: ArraySpec) -> int:
 
 
 def as_bytes(array: NDArray[np.generic]) -> memoryview:
-    """The bytes of a contiguous array, without a copy."""
+    """The bytes of a contiguous array of any shape, without a copy."""
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 

@@ -14,8 +14,7 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -211,17 +210,21 @@ class LocalStorage(Storage):
 
     def read_into(self, path: str, offset: int, buffers: list[memoryview]) -> None:
         """See `Storage.read_into`."""
+        full = f"{self.name}/{path}"
         try:
-            with self._files.lease(f"{self.name}/{path}") as descriptor:
+            descriptor = self._files.take(full)
+            try:
                 for k in range(0, len(buffers), IOV_MAX):
                     some = buffers[k : k + IOV_MAX]
                     if not fill(descriptor, offset, some):
                         raise self._short(path)
                     offset += sum(map(len, some))
+            finally:
+                self._files.give_back(full, descriptor)
         except FileNotFoundError:
-            raise CacheCorrupt(f"{self.name}/{path} is missing") from None
+            raise CacheCorrupt(f"{full} is missing") from None
         except OSError as error:
-            raise CacheError(f"{self.name}/{path} cannot be read: {error.strerror}") from error
+            raise CacheError(f"{full} cannot be read: {error.strerror}") from error
 
 
 def fill(descriptor: int, offset: int, buffers: list[memoryview]) -> bool:
@@ -280,22 +283,17 @@ class _OpenFiles:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, int] = OrderedDict()  # idle files, oldest first
 
-    @contextmanager
-    def lease(self, path: str) -> Iterator[int]:
-        """An open file; several threads may hold one each for the same path."""
+    def take(self, path: str) -> int:
+        """An open file, for this thread alone until it is given back."""
         if self._process != os.getpid():
             # Forked: the lock may be held by a thread that does not exist here. Inherited files stay open, idle.
             self._forget()
         with self._lock:
             descriptor = self._kept.pop(path, None)
-        if descriptor is None:
-            descriptor = _open_regular(path)
-        try:
-            yield descriptor
-        finally:
-            self._give_back(path, descriptor)
+        return _open_regular(path) if descriptor is None else descriptor
 
-    def _give_back(self, path: str, descriptor: int) -> None:
+    def give_back(self, path: str, descriptor: int) -> None:
+        """Keep a file for the next one who wants it."""
         surplus = []
         with self._lock:
             if path in self._kept:

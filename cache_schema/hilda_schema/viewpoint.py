@@ -20,6 +20,11 @@ def forward_quarter(cameras: Sequence[str], pairs: Pairs, xyz_m: NDArray[np.floa
 
     Datasets differ (x in KITTI, y in PandaSet), the front camera does not: forwards is where its points lie.
     Without a camera that names itself so it is where the first camera looks.
+
+    Args:
+        cameras: names, by number.
+        pairs: of one frame.
+        xyz_m: (N, 3) its points, LiDAR frame.
     """
     front = [number for number, name in enumerate(cameras) if "front" in name.lower()]
     ahead = min(front, key=lambda number: len(cameras[number]), default=0)  # "front" before "front_left"
