@@ -9,6 +9,7 @@ goes on where it was stopped.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -30,6 +31,10 @@ class Arm:
     recipe: str | None  # None: weights as they are drawn
     sets: tuple[str, ...] = ()
     published: str = ""  # what the paper reports for this row, for the table
+    caches: tuple[Path, ...] = ()  # to pre-train on; none: the setting's, which all arms are judged on
+    like: str = ""  # of an untrained arm: the trained one that it has the backbone of; the first where none is named
+    layer: str = ""  # of a teacher, "teacher/layer": its own probe, the ceiling of the others
+    without: tuple[str, ...] = ()  # evaluations that say nothing of this arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,12 @@ class Judge:
 
     name: str
     words: tuple[str, ...]
+    seen: bool = False  # also over the points that a camera sees, all that a teacher can be judged on
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its values."""
+        return (self.name, f"{self.name}, seen") if self.seen else (self.name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +70,12 @@ def run_all(setting: Setting, arms: Sequence[Arm]) -> Scores:
     for some in (trained, [arm for arm in arms if arm.recipe is None]):
         tasks = [(arm, seed) for seed in setting.seeds for arm in some]
         with ThreadPoolExecutor(setting.jobs) as pool:
-            values = pool.map(lambda task: _run(setting, *task, like=trained[0].name), tasks)
+            values = pool.map(lambda task: _run(setting, *task, like=task[0].like or trained[0].name), tasks)
             found |= {(arm.name, seed): each for (arm, seed), each in zip(tasks, values, strict=True)}
     return {
-        judge.name: {arm.name: [found[arm.name, seed][judge.name] for seed in setting.seeds] for arm in arms}
+        name: {arm.name: [found[arm.name, seed][name] for seed in setting.seeds] for arm in arms}
         for judge in setting.judges
+        for name in judge.names
     }
 
 
@@ -71,36 +83,48 @@ def _run(setting: Setting, arm: Arm, seed: int, like: str) -> dict[str, float]:
     """Evaluation -> value of one arm under one seed."""
     folder = setting.work / f"{arm.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    caches = [word for cache in setting.caches for word in ("-c", str(cache))]
+    taught, caches = (
+        [word for cache in some for word in ("-c", str(cache))]
+        for some in (arm.caches or setting.caches, setting.caches)
+    )
     weights: tuple[object, ...] = ("random", "--like", setting.work / f"{like}-{seed}" / "run")
+    if arm.layer:
+        weights = ("teacher", *weights[1:], "--layer", arm.layer)
     if arm.recipe is not None:
         sets = [word for each in (*setting.sets, *arm.sets, f"train.seed={seed}") for word in ("-s", each)]
-        hilda("fit", arm.recipe, *caches, "-o", folder / "run", "--resume", *sets, log=folder / "fit.log")
+        hilda("fit", arm.recipe, *taught, "-o", folder / "run", "--resume", *sets, log=folder / "fit.log")
         weights = (folder / "run",)
     values = {}
     for judge in setting.judges:
         out = folder / f"{judge.name}.json"
+        if judge.words[0] in arm.without:
+            values |= dict.fromkeys(judge.names, float("nan"))
+            continue
         if not out.exists():
             words = (judge.words[0], *weights, *caches, *judge.words[1:], "--seed", seed, "-o", out)
             hilda(*words, log=folder / f"{judge.name}.log")
-        values[judge.name] = 100 * float(json.loads(out.read_text())["miou"])
+        result = json.loads(out.read_text())
+        found = (result["miou"], result["visible"]["miou"]) if judge.seen else (result["miou"],)
+        values |= {name: 100 * float(value) for name, value in zip(judge.names, found, strict=True)}
     print(f"{arm.name} seed {seed}: " + ", ".join(f"{name} {v:.2f}" for name, v in values.items()), flush=True)
     return values
 
 
-def hilda(*words: object, log: Path) -> None:
-    """Run a `hilda-train` command with one thread; what it said is in the log, and shown when it fails."""
+def hilda(*words: object, log: Path) -> str:
+    """Run a `hilda-train` command with one thread: what it printed. Its messages are in the log, shown if it fails."""
     program = Path(sys.executable).with_name("hilda-train")
     with log.open("w") as file:
         done = subprocess.run(
             [program, *map(str, words)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=file,
+            stdout=subprocess.PIPE,
             stderr=file,
+            text=True,
             check=False,
         )
     if done.returncode:
         raise SystemExit(f"hilda-train {' '.join(map(str, words))}\n{log.read_text()[-2000:]}")
+    return done.stdout
 
 
 def table(scores: Scores, arms: Sequence[Arm], against: str) -> str:
@@ -123,7 +147,10 @@ def table(scores: Scores, arms: Sequence[Arm], against: str) -> str:
 
 
 def _spread(values: Sequence[float], *, signed: bool = False) -> str:
-    mean, spread = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+    mean = statistics.fmean(values)
+    if math.isnan(mean):
+        return "-"
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
     return f"{mean:+.2f} ± {spread:.2f}" if signed else f"{mean:.2f} ± {spread:.2f}"
 
 
@@ -150,5 +177,9 @@ def plot(scores: Scores, arms: Sequence[Arm], path: Path) -> None:
 
 def record(path: Path, scores: Scores, seeds: Iterable[int], **about: Any) -> None:
     """Write every single value, so that another statistic can be taken of them."""
+    values = {
+        name: {arm: [None if math.isnan(each) else each for each in found] for arm, found in by_arm.items()}
+        for name, by_arm in scores.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, "seeds": list(seeds), "scores": scores}, indent=1) + "\n")
+    path.write_text(json.dumps({**about, "seeds": list(seeds), "scores": values}, indent=1) + "\n")

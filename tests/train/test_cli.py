@@ -30,7 +30,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(start_fit, tmp_path, as
 def test_a_folder_in_use_and_a_cache_that_is_not_there(start_fit, tmp_path, curve):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
-    process = start_fit(tmp_path / "mine")
+    process = start_fit(tmp_path / "mine", cache=tmp_path / "nowhere")  # said before a cache is looked at
     assert process.wait() == 1
     assert process.said.endswith(f"error [train]: {tmp_path / 'mine'} is not empty\n  -> give another --out\n")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]

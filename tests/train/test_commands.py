@@ -23,7 +23,7 @@ def test_a_dry_run_prints_shapes_parameters_and_memory_and_writes_nothing(fit, t
     assert fit(tmp_path / "run", MINKUNET, dry_run=True) == 0
     assert sorted(tmp_path.rglob("*")) == before
     said = capsys.readouterr().err
-    assert re.search(r"10 clips \(6 with both neighbours\) of 1 caches, student 0.18 M parameters, heads \d", said)
+    assert re.search(r"10 clips \(6 with both neighbours\) of 1 cache, student 0.18 M parameters, heads \d", said)
     assert re.search(r"one batch: [34] sweeps, \d+ points, \d+ voxels, \d+ pairs", said)
     assert said.count("x 8 channels") == 2
     for name in ("point", "global", "occupancy"):

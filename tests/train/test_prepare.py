@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hilda_cache.reshape.reencode import reencode
 from hilda_schema import open_cache
 from hilda_schema.errors import HildaError, TrainError, UsageError
 from hilda_schema.testing import tiny_cache, tiny_parts, tiny_recipe
@@ -152,6 +153,20 @@ def test_layers_of_several_widths_are_refused(cache):
     message = refused(small(), [cache("a"), cache("b", teachers={"vit": {"layers": wider}})], TrainError)
     assert "layer 2 of vit" in message
     assert "several widths: {8, 10}" in message
+
+
+def test_layers_that_lost_channels_are_taken_as_they_are_and_not_mixed(tmp_path):
+    """Equal widths do not make equal channels: each store's axes are its own."""
+    reduced = []
+    for name in ("a", "b"):
+        whole = str(tiny_cache(tmp_path / name, points=20, seed=ord(name)))
+        reencode(whole, tmp_path / f"{name}-6", dims={"vit": 6})
+        reduced.append(str(tmp_path / f"{name}-6"))
+    config = small()
+    assert set(prepare(config, reduced[:1], CPU).widths) == {6}
+    assert "lost channels in another way in each cache" in refused(config, reduced, TrainError)
+    reencode(whole, tmp_path / "b-as-a", like=reduced[0])
+    assert set(prepare(config, [reduced[0], str(tmp_path / "b-as-a")], CPU).widths) == {6}
 
 
 def test_a_teacher_without_a_global_token_is_refused(cache):

@@ -79,7 +79,11 @@ class Checkpoint:
     """File stem -> name -> the name under which the same tensor is stored. A file that is not here is not looked at."""
 
     def specs(self, stem: str) -> dict[str, TensorSpec]:
-        """Names, shapes and dtypes of a file's tensors; empty where there is no such file."""
+        """Names, shapes and dtypes of a file's tensors; empty where there is no such file.
+
+        Raises:
+            TrainError: the file is damaged, lacks a tensor, or holds too many or one of an unknown type.
+        """
         if stem not in self.aliases:
             return {}
         file = self._file(stem)

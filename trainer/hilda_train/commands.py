@@ -10,14 +10,14 @@ import torch
 
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.storage import split_pin, without_secrets
-from hilda_schema.terminal import say, warn
+from hilda_schema.terminal import counted, say, warn
 from hilda_train.config import FitConfig, apply_set, digest
 from hilda_train.data.loading import make_loader, with_tokens
 from hilda_train.distributed import gather_objects, joined, require_same
 from hilda_train.fit import Stop, Trainer, build_trainer, compute_terms, resume, run_loop
 from hilda_train.prepare import Prepared, prepare
 from hilda_train.recipes import load_recipe
-from hilda_train.run import CONFIG, check_same_run, describe_caches, held, start_run
+from hilda_train.run import CONFIG, check_same_run, describe_caches, held, require_new, start_run
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -41,7 +41,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def configure(recipe: str, assignments: list[str], caches: list[str]) -> tuple[FitConfig, tuple[str, ...]]:
-    """The recipe with what the command line changes, and the caches to train from."""
+    """The recipe with what the command line changes, and the caches to train from.
+
+    Raises:
+        UsageError: no such recipe, an assignment that does not fit it, or a cache's URL in it that holds a secret.
+    """
     config = apply_set(load_recipe(recipe), assignments)
     for url in config.data.caches:
         if "://" in url and without_secrets(split_pin(url)[0]) != split_pin(url)[0].rstrip("/"):
@@ -58,6 +62,9 @@ def fit(
     """Train; the exit code."""
     config, urls = configure(recipe, assignments, caches)
     place = pick_device(device)
+    starts = not (go_on and (out / CONFIG).exists())
+    if starts and not dry_run:
+        require_new(out)  # before the minutes that a large cache takes to prepare
     with joined(place) as world, Stop().listening() as stop:
         prepared = prepare(config, urls, place)
         require_same((digest(prepared.config), describe_caches(prepared.caches)), "config or caches")
@@ -66,7 +73,7 @@ def fit(
             _say_what(prepared, trainer)
         if dry_run:
             return _dry_run(trainer)
-        if world.leads and not ((out / CONFIG).exists() and go_on):
+        if world.leads and starts:
             start_run(out, prepared.config, prepared.caches)
         with held(out) if world.leads else nullcontext():
             if go_on:
@@ -98,7 +105,7 @@ def _say_what(prepared: Prepared, trainer: Trainer) -> None:
     for reason in prepared.reasons:
         say(f"  {reason}")
     say(
-        f"{len(prepared.clips)} clips ({whole} with both neighbours) of {len(prepared.caches)} caches, "
+        f"{len(prepared.clips)} clips ({whole} with both neighbours) of {counted(len(prepared.caches), 'cache')}, "
         f"student {student / 1e6:.2f} M parameters, heads {heads / 1e6:.2f} M; "
         f"{trainer.steps} steps on {trainer.device}"
     )

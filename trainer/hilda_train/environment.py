@@ -19,7 +19,7 @@ import torch
 
 from hilda_schema import __version__
 
-PACKAGES = ("torch", "numpy", "zarr", "pyarrow", "pydantic", "crc32c", "safetensors", "tensorboard", "MinkowskiEngine")
+PACKAGES = ("torch", "numpy", "zarr", "pyarrow", "pydantic", "fastcrc", "safetensors", "tensorboard", "MinkowskiEngine")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 _HARMLESS = re.compile(r"[A-Za-z0-9_.,+-]{1,32}")
 

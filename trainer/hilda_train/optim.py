@@ -91,12 +91,12 @@ class MovingAverage:
                 self._average[name].copy_(tensor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average, under the module's own names; not copies."""
+        """The average, under the module's own names and shaped like its tensors; not copies."""
         return dict(self._average)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a saved average.
+        """Go on from a saved average, of tensors shaped like the module's.
 
         Raises:
             TrainError: other names than the module's.

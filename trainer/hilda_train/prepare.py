@@ -159,9 +159,16 @@ def width_of(caches: Sequence[Cache], wanted: TeacherLayer) -> int:
         TrainError: no cache has it, or they disagree about it.
     """
     holders = same_teacher(caches, wanted.teacher)
-    widths = {layer.channels for info in holders if (layer := info.layer(wanted.layer))}
+    found = {(layer.channels, layer.reduction) for info in holders if (layer := info.layer(wanted.layer))}
+    widths = {channels for channels, _ in found}
     if len(widths) != 1:
         raise TrainError(f"layer {wanted.layer} of {wanted.teacher} is not stored, or of several widths: {widths}")
+    if len(found) != 1:
+        raise TrainError(
+            f"layer {wanted.layer} of {wanted.teacher} lost channels in another way in each cache, so that their "
+            "features mean different things",
+            "encode one as the other: hilda-cache reencode --like",
+        )
     return widths.pop()
 
 

@@ -32,6 +32,24 @@ def describe_caches(caches: Sequence[Cache]) -> list[dict[str, str]]:
     return [{"dataset": c.manifest.recipe.dataset.name, "root_sha256": c.manifest.root_sha256} for c in caches]
 
 
+def require_new(folder: Path) -> None:
+    """Refuse a folder that a new run cannot have.
+
+    Raises:
+        TrainError: it holds a run already, or something else, or cannot be read.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot_start(folder, error) from error
+    if names - _UNFINISHED:
+        holds_run = (folder / CONFIG).exists()
+        remedy = "go on with --resume, or give another --out" if holds_run else "give another --out"
+        raise TrainError(f"{folder} is not empty", remedy)
+
+
 def start_run(folder: Path, config: FitConfig, caches: Sequence[Cache]) -> None:
     """Write a new run's description.
 
@@ -41,14 +59,15 @@ def start_run(folder: Path, config: FitConfig, caches: Sequence[Cache]) -> None:
     described = {"caches": describe_caches(caches), "environment": environment()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if {path.name for path in folder.iterdir()} - _UNFINISHED:
-            holds_run = (folder / CONFIG).exists()
-            remedy = "go on with --resume, or give another --out" if holds_run else "give another --out"
-            raise TrainError(f"{folder} is not empty", remedy)
+        require_new(folder)
         write_atomically(folder / RUN, json.dumps(described, indent=2).encode() + b"\n")
         write_atomically(folder / CONFIG, dump_effective(config).encode())
     except OSError as error:
-        raise TrainError(f"no run can be started in {folder}: {error.strerror}", "give another --out") from error
+        raise _cannot_start(folder, error) from error
+
+
+def _cannot_start(folder: Path, error: OSError) -> TrainError:
+    return TrainError(f"no run can be started in {folder}: {error.strerror}", "give another --out")
 
 
 @contextmanager

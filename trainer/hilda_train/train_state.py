@@ -166,7 +166,11 @@ def _restore_random_of(checkpoint: Checkpoint, ranks: list[Any], rank: int) -> N
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state by parameter: "exp_avg/student.conv0p1s1.kernel" -> tensor."""
+    """An optimiser's state by parameter: "exp_avg/student.conv0p1s1.kernel" -> tensor, shaped like it, or a scalar.
+
+    Raises:
+        TrainError: the optimiser keeps something else than tensors.
+    """
     names = _parameter_names(optimizer)
     found = {}
     for index, entries in optimizer.state_dict()["state"].items():

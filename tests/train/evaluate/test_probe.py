@@ -63,8 +63,17 @@ def test_scores_are_scikit_learns_on_the_saved_predictions(asked, toy_cache, tmp
     low, high = config_of(asked.what, None).student.range_m
     outside = sum(int((~((f.points.xyz_m >= low) & (f.points.xyz_m < high)).all(1)).sum()) for f in held_out)
     assert outside > 0
-    assert result["points"] == {"judged": len(truth), "without_label": 0, "from_nearest": outside}
+    assert result["points"] == {
+        "judged": len(truth), "without_label": 0, "from_nearest": outside, "without_camera": 0,
+    }  # fmt: skip
     assert sum(map(sum, result["confusion"])) == len(truth)
+
+    # and some of them are seen by a camera
+    seen = np.concatenate([np.isin(np.arange(len(f.points)), f.pairs.point) for f in held_out])
+    assert 0 < seen.sum() < len(seen)
+    scores = jaccard_score(truth[seen], predicted[seen], average="macro")
+    assert result["visible"] == {"miou": pytest.approx(scores), "points": int(seen.sum())}
+    assert result["visible"]["miou"] != result["miou"]
 
 
 def test_points_that_the_student_does_not_see_read_their_nearest(asked, toy_cache, tmp_path):

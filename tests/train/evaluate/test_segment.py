@@ -14,16 +14,10 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from hilda_train.data.augment import AugmentOptions
+from hilda_train.evaluate.head import Encoded, segmentation_loss
 from hilda_train.evaluate.lovasz import lovasz_softmax
 from hilda_train.evaluate.protocols import StageConfig, load_protocol, protocol_names
-from hilda_train.evaluate.segment import (
-    Encoded,
-    Segmenter,
-    build_stage_optimizer,
-    one_label_a_row,
-    rate_factor,
-    segmentation_loss,
-)
+from hilda_train.evaluate.segment import Segmenter, build_stage_optimizer, one_label_a_row, rate_factor
 from hilda_train.optim import set_learning_rate
 from hilda_train.students import Level, Student, build_student
 
@@ -52,7 +46,7 @@ def trained(encoded, classes, steps, *, norm=True, lovasz=0.0):
     for step in range(steps):
         set_learning_rate(optimizer, 0.1 * (1 - step / steps))
         optimizer.zero_grad()
-        segmentation_loss(model, encoded, lovasz).backward()
+        segmentation_loss(model.head, encoded, lovasz).backward()
         optimizer.step()
     return model.eval()
 
@@ -77,7 +71,7 @@ def test_separable_features_are_separated_whatever_their_scale(lovasz):
 def test_the_probe_reaches_the_optimum_that_scikit_learn_finds():
     encoded = blobs(0.2)  # the classes overlap
     model = trained(encoded, 3, 600)
-    loss = float(segmentation_loss(model, encoded, 0.0).detach())
+    loss = float(segmentation_loss(model.head, encoded, 0.0).detach())
     feats, target = encoded.feats.double().numpy(), encoded.target.numpy()
     feats = (feats - feats.mean(0)) / feats.std(0)
     best = LogisticRegression(C=1e9, max_iter=5000, tol=1e-10).fit(feats, target)
@@ -89,7 +83,7 @@ def test_the_probe_reaches_the_optimum_that_scikit_learn_finds():
 def test_a_head_starts_undecided():
     model = Segmenter(Bare(2), 3, norm=True, frozen=True)
     encoded = blobs(0.1)
-    assert float(segmentation_loss(model, encoded, 0.0).detach()) == pytest.approx(np.log(3))
+    assert float(segmentation_loss(model.head, encoded, 0.0).detach()) == pytest.approx(np.log(3))
 
 
 def test_the_loss_is_the_mean_over_labelled_points_of_what_they_read():
@@ -98,9 +92,9 @@ def test_the_loss_is_the_mean_over_labelled_points_of_what_they_read():
     rows = torch.tensor([0, 0, 1, 2, 3, 4, 4, 4])
     target = torch.tensor([0, 1, -1, 2, 1, -1, 0, 2])
     model = Segmenter(Bare(3), 3, norm=False, frozen=True)
-    nn.init.normal_(model.linear.weight, generator=generator)
-    found = segmentation_loss(model, Encoded(feats, rows, target), 0.7)
-    logits = model.linear(feats)[rows][target >= 0].double()
+    nn.init.normal_(model.head.linear.weight, generator=generator)
+    found = segmentation_loss(model.head, Encoded(feats, rows, target), 0.7)
+    logits = model.head.linear(feats)[rows][target >= 0].double()
     known = target[target >= 0]
     cross_entropy = -logits.log_softmax(1)[range(len(known)), known].mean()
     expected = cross_entropy + 0.7 * lovasz_softmax(logits.softmax(1), known)
@@ -109,10 +103,10 @@ def test_the_loss_is_the_mean_over_labelled_points_of_what_they_read():
 
 def test_sweeps_without_a_label_cost_nothing_and_break_nothing():
     model = Segmenter(Bare(2), 3, norm=True, frozen=True).train()
-    loss = segmentation_loss(model, Encoded(torch.randn(4, 2), None, torch.full((4,), -1)), 1.0)
+    loss = segmentation_loss(model.head, Encoded(torch.randn(4, 2), None, torch.full((4,), -1)), 1.0)
     loss.backward()
     assert float(loss.detach()) == 0
-    assert not model.linear.weight.grad.any()
+    assert not model.head.linear.weight.grad.any()
 
 
 @given(st.integers(1, 12), st.integers(0, 30), st.integers(0, 2**32 - 1))
@@ -136,9 +130,9 @@ def test_a_frozen_backbone_gets_no_gradient_and_keeps_its_statistics():
     student = build_student({"name": "minkunet", "depth": 14, "width": 0.1, "in_channels": 2})
     model = Segmenter(student, 3, norm=True, frozen=True).train()
     assert not any(module.training for module in student.modules())
-    assert model.norm.training
+    assert model.head.norm.training
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        "norm.weight", "norm.bias", "linear.weight", "linear.bias",
+        "head.norm.weight", "head.norm.bias", "head.linear.weight", "head.linear.bias",
     }  # fmt: skip
     free = Segmenter(student, 3, norm=True, frozen=False).train()
     assert all(module.training for module in student.modules())
@@ -167,7 +161,7 @@ def test_the_head_may_learn_faster():
     optimizer = build_stage_optimizer(model, slidr)
     set_learning_rate(optimizer, slidr.optim.lr)
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
-    assert rates == {"student.scale": 0.02, "linear.weight": 2.0, "linear.bias": 2.0}
+    assert rates == {"student.scale": 0.02, "head.linear.weight": 2.0, "head.linear.bias": 2.0}
     assert rate_factor(model, "student.scale", load_protocol("scalr").finetune) == 1.0  # it has no numbered layers
 
 

@@ -145,7 +145,11 @@ class ClipDataset(torch.utils.data.Dataset[Sample | HildaError]):
 
 @contextmanager
 def naming(frame: Frame) -> Iterator[None]:
-    """Say of which frame an error is; those of the cache say it already."""
+    """Say of which frame an error is; those of the cache say it already.
+
+    Raises:
+        TrainError: the body met one, or a ValueError, an IndexError or a RuntimeError.
+    """
     try:
         yield
     except TrainError as error:

@@ -55,7 +55,16 @@ def clips_of(frames: pa.Table, cache: int, gap_s: float) -> list[Clip]:
 
 
 def nearest_in_time(stamps_s: NDArray[np.float64], offset_s: float, tolerance_s: float) -> NDArray[np.int64]:
-    """For each of ascending stamps, the position of the one nearest to it plus the offset; -1 where none is near."""
+    """For each of ascending stamps, the position of the one nearest to it plus the offset; -1 where none is near.
+
+    Args:
+        stamps_s: (F,) ascending.
+        offset_s: seconds, of either sign.
+        tolerance_s: how far from there is still near.
+
+    Returns:
+        (F,) int64.
+    """
     wanted = stamps_s + offset_s
     right = np.searchsorted(stamps_s, wanted).clip(0, len(stamps_s) - 1)
     left = (right - 1).clip(0)

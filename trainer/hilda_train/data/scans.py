@@ -163,19 +163,33 @@ def make_scan(
     row_of[kept] = np.arange(len(kept))
     rows = row_of[frame.pairs.point[pairs]]
     pairs, rows = pairs[rows >= 0], rows[rows >= 0]
-    camera = frame.pairs.camera[pairs].astype(np.int64)
-    sizes = np.array([frame.camera_sizes_px[name] for name in frame.camera_names], np.float64).reshape(-1, 2)
-    uv01 = (frame.pairs.uv_px[pairs] + 0.5) / sizes[camera] if len(pairs) else np.zeros((0, 2))
+    camera, uv01 = locate_pairs(frame, pairs)
     return Scan(
         points=points,
         pair_point=torch.from_numpy(rows),
-        pair_camera=torch.from_numpy(camera),
+        pair_camera=camera,
         pair_row=torch.from_numpy(pairs),
-        uv01=torch.from_numpy(uv01.astype(np.float32)),
+        uv01=uv01,
         cameras=len(frame.camera_names),
         source=source,
         t0_SE3_scan=torch.from_numpy(augmentation.pose(t0_SE3_lidar).astype(np.float32)),
     )
+
+
+def locate_pairs(frame: Frame, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Where pairs lie.
+
+    Args:
+        frame: from the cache.
+        rows: (P,) which of its pairs.
+
+    Returns:
+        (P,) int64 camera, and (P, 2) float32 position in its image, ((u + 0.5) / width_px, (v + 0.5) / height_px).
+    """
+    camera = frame.pairs.camera[rows].astype(np.int64)
+    sizes = np.array([frame.camera_sizes_px[name] for name in frame.camera_names], np.float64).reshape(-1, 2)
+    uv01 = (frame.pairs.uv_px[rows] + 0.5) / sizes[camera] if len(rows) else np.zeros((0, 2))
+    return torch.from_numpy(camera), torch.from_numpy(uv01.astype(np.float32))
 
 
 def see_points(
@@ -190,14 +204,14 @@ def see_points(
 
     Args:
         points: the sweep, N points.
-        candidates: ascending rows of the points that may be kept.
+        candidates: (K,) ascending rows of the points that may be kept.
         sensor: whose intensity statistics apply, see `sensor_name`.
         augmentation: the draw.
         options: how.
         rng: the sweep's generator.
 
     Returns:
-        The student's batch, of one item, and the row of each of its points in the sweep, ascending.
+        The student's batch, of one item with M points, and (M,) the row of each of them in the sweep, ascending.
     """
     kept = _choose_points(points.xyz_m, candidates, augmentation, options, rng)
     xyz_m = augmentation.points(points.xyz_m[kept])

@@ -114,7 +114,7 @@ def sample_targets(batch: Batch, tokens: Sequence[ScanTokens], widths: Sequence[
         rows, known = [], []
         for scan, (first, last) in enumerate(pairwise(starts)):
             group = batch.pair_group[first:last] - batch.group_starts[scan]
-            sampled = _sample(tokens[scan].layers[number], group, batch.uv01[first:last], width, device)
+            sampled = sample_stored(tokens[scan].layers[number], group, batch.uv01[first:last], width, device)
             known.append(torch.full((last - first,), sampled is not None, device=device))
             rows.append(sampled if sampled is not None else torch.zeros((last - first, width), device=device))
         layers.append(torch.cat(rows))
@@ -123,10 +123,24 @@ def sample_targets(batch: Batch, tokens: Sequence[ScanTokens], widths: Sequence[
     return Targets(tuple(layers), tuple(taught), whole, tuple(_on(each.global_token, device) for each in tokens))
 
 
-def _sample(
+def sample_stored(
     stored: StoredTokens | NDArray[np.float32] | None, camera: Tensor, uv01: Tensor, width: int, device: torch.device
 ) -> Tensor | None:
-    """(P, D) features of one scan's pairs; None where its cache lacks the teacher."""
+    """Features of some pairs of one scan, of any encoding.
+
+    Args:
+        stored: a layer of a `ScanTokens`.
+        camera: (P,) int64 index into the store's cameras.
+        uv01: (P, 2) position in the image, ((u + 0.5) / width_px, (v + 0.5) / height_px).
+        width: D that was announced.
+        device: where to sample.
+
+    Returns:
+        (P, D) float32, NaN for an absent camera; None where the scan's cache lacks the teacher.
+
+    Raises:
+        TrainError: the layer has another width.
+    """
     if stored is None:
         return None
     found = stored if isinstance(stored, np.ndarray) else stored.values

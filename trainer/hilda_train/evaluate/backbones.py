@@ -18,6 +18,7 @@ from hilda_train.students import Student, build_student
 from hilda_train.students.weights import load_weights
 
 RANDOM = "random"
+TEACHER = "teacher"
 _LIKE = "add --like RUN or --like RECIPE: it says which backbone"
 
 
@@ -38,9 +39,11 @@ def config_of(what: str, like: str | None) -> FitConfig:
         like: a run's folder or a recipe, for the last two.
 
     Raises:
-        UsageError: `like` is missing, is not needed, or names no recipe.
+        UsageError: `like` is missing, is not needed, or names no recipe; a teacher, which has no such backbone.
         TrainError: a folder is not a run's.
     """
+    if what == TEACHER:
+        raise UsageError("a teacher's stored features can be probed only", "hilda-train probe teacher --layer LAYER")
     if what != RANDOM and Path(what).is_dir():
         if like is not None:
             raise UsageError(f"{what} is a run, which says itself what it is like", "leave --like out")

@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
-from hilda_schema.completion import folders, scenes_of_store, words
+from hilda_schema.completion import folders, scenes_of_store, targets_of_store, words
 from hilda_train import completion
 
 _MORE = "Repeatable."
 
 What = Annotated[
     str, typer.Argument(metavar="WEIGHTS", help="A run's folder, a file of weights, or random.", show_default=False)
+]
+Probed = Annotated[
+    str,
+    typer.Argument(
+        metavar="WEIGHTS",
+        help="A run's folder, a file of weights, random, or teacher: its features as stored.",
+        show_default=False,
+    ),
 ]
 Caches = Annotated[
     list[str] | None,
@@ -60,11 +68,20 @@ Workers = Annotated[int, typer.Option("--workers", "-w", min=0, help="Processes 
 
 
 def probe(
-    what: What,
+    what: Probed,
     classes: ClassFile,
     cache: Caches = None,
     protocol: ProtocolName = "scalr",
-    like: Like = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="For a file or random: a run or recipe that says which backbone; for teacher: whose scenes.",
+            autocompletion=words(completion.recipes),
+        ),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="TEACHER/LAYER, for teacher.", autocompletion=targets_of_store)
+    ] = None,
     train_scenes: TrainScenes = None,
     test_scenes: TestScenes = None,
     train_frames: TrainFrames = None,
@@ -77,7 +94,7 @@ def probe(
     device: Device = "auto",
     workers: Workers = 0,
 ) -> None:
-    """Linear probe: how much a frozen backbone's features say about classes."""
+    """Linear probe: how much a frozen backbone's features, or a teacher's, say about classes."""
     from hilda_train.evaluate.commands import Asked, evaluate
 
     evaluate(
@@ -99,6 +116,7 @@ def probe(
             out=out,
             predictions=predictions,
             as_json=as_json,
+            layer=layer,
         )
     )
 

@@ -15,12 +15,15 @@ import torch
 from hilda_schema.durable import write_atomically
 from hilda_schema.errors import TrainError, UsageError
 from hilda_schema.reader import Cache, open_cache
-from hilda_schema.terminal import say
+from hilda_schema.terminal import counted, say
 from hilda_train.commands import pick_device
 from hilda_train.config import FitConfig
+from hilda_train.config.data import DataConfig
 from hilda_train.config.student import WaffleIronConfig
-from hilda_train.evaluate.backbones import Subject, config_of, load_subject
+from hilda_train.evaluate.backbones import RANDOM, TEACHER, config_of, load_subject
 from hilda_train.evaluate.classes import Classes, load_classes
+from hilda_train.evaluate.head import Scores
+from hilda_train.evaluate.metrics import Absent
 from hilda_train.evaluate.protocols import Protocol, StageConfig, load_protocol
 from hilda_train.evaluate.segment import Segmenter, depth_of
 from hilda_train.evaluate.splits import (
@@ -34,7 +37,8 @@ from hilda_train.evaluate.splits import (
     scene_of,
 )
 from hilda_train.evaluate.sweeps import require_sensors, sweep_scan_options
-from hilda_train.evaluate.training import Scores, Task, learn_and_test
+from hilda_train.evaluate.teacher import POINTS_PER_FRAME, TeacherProbe, find_layer
+from hilda_train.evaluate.training import Feed, Model, Task, learn_and_test, student_feed, teacher_feed
 from hilda_train.prepare import pinned_urls
 from hilda_train.run import describe_caches
 from hilda_train.train_state import seed_random
@@ -50,7 +54,7 @@ class Asked:
     """The options of both commands."""
 
     evaluation: Evaluation
-    what: str  # a run's folder, a file of weights, or "random"
+    what: str  # a run's folder, a file of weights, "random" or "teacher"
     caches: tuple[str, ...]
     classes: str
     protocol: str
@@ -68,6 +72,7 @@ class Asked:
     out: Path | None = None
     predictions: Path | None = None
     as_json: bool = False
+    layer: str | None = None  # "teacher/layer", of a teacher
 
 
 def evaluate(asked: Asked) -> None:
@@ -98,45 +103,82 @@ def tell(result: dict[str, Any], words: str, asked: Asked) -> None:
 class Ready:
     """Before the first step of a head's training."""
 
-    config: FitConfig  # of the backbone's pre-training
     caches: tuple[Cache, ...]
     all_train: int  # frames of which `task.train` are used
-    subject: Subject
-    model: Segmenter  # on the device
+    about: dict[str, Any]  # what is judged
+    model: Model  # on the device
     task: Task
+    feed: Feed
+    unused: tuple[str, ...]  # of the protocol
 
 
 def make_ready(asked: Asked, device: torch.device) -> Ready:
-    """Open, choose, load.
+    """Open, choose, load a backbone.
 
     Raises:
         HildaError: whatever is wrong with the request, the caches or the weights.
     """
+    if asked.layer is not None:
+        raise UsageError("--layer is for the probe of a teacher", "leave it out, or write: hilda-train probe teacher")
     config = config_of(asked.what, asked.like)
-    protocol, classes = load_protocol(asked.protocol, asked.assignments), load_classes(asked.classes)
-    urls, caches = open_caches(asked, config, classes)
+    task, caches, all_train = choose_task(asked, config.data)
+    protocol, stage = task.protocol, task.stage
     require_sensors(sweep_scan_options(config, protocol.intensity, None), caches)
-    all_train, train, test = choose_frames(asked, config, caches)
-    stage = stage_of(asked, protocol)
     deterministic()
     subject = load_subject(asked.what, with_drop_path(config, stage.drop_path), asked.seed)
     seed_random(asked.seed)
     frozen = asked.evaluation == "probe"
-    model = Segmenter(subject.student, len(classes.names), norm=protocol.head_norm, frozen=frozen).to(device)
+    model = Segmenter(subject.student, len(task.classes.names), norm=protocol.head_norm, frozen=frozen).to(device)
+    feed = student_feed(task, config, frozen=frozen)
+    unused = () if frozen or depth_of(subject.student) else numbered_layers_only(stage)
+    return Ready(caches, all_train, subject.about, model, task, feed, unused)
+
+
+def make_teacher_ready(asked: Asked, device: torch.device) -> Ready:
+    """Open, choose, find a teacher's layer.
+
+    Raises:
+        HildaError: whatever is wrong with the request or the caches.
+    """
+    if asked.like is None and not asked.test_scenes and asked.test_frames is None:
+        raise UsageError(
+            "nothing says on which scenes a teacher is tested",
+            "add --like RUN for those that a run held out, --test-scenes, or --train-frames and --test-frames",
+        )
+    data = DataConfig() if asked.like is None else config_of(RANDOM, asked.like).data
+    task, caches, all_train = choose_task(asked, data)
+    layer, width = find_layer(asked.layer, caches)
+    deterministic()
+    seed_random(asked.seed)
+    model = TeacherProbe(width, len(task.classes.names), norm=task.protocol.head_norm).to(device)
+    about = {"kind": "teacher", "teacher": layer.teacher, "layer": layer.layer, "caches": describe_caches(caches)}
+    unused = ("augment", "keep", "loss_at", "max_points", "intensity")
+    return Ready(caches, all_train, about, model, task, teacher_feed(task, layer, width), unused)
+
+
+def choose_task(asked: Asked, data: DataConfig) -> tuple[Task, tuple[Cache, ...], int]:
+    """What is trained and tested, the caches, and how many frames there are to train on.
+
+    Raises:
+        HildaError: whatever is wrong with the request or the caches.
+    """
+    protocol, classes = load_protocol(asked.protocol, asked.assignments), load_classes(asked.classes)
+    urls, caches = open_caches(asked, data, classes)
+    all_train, train, test = choose_frames(asked, data, caches)
     task = Task(
-        urls, tuple(train), tuple(test), classes, protocol, stage, asked.seed, asked.workers,
+        urls, tuple(train), tuple(test), classes, protocol, stage_of(asked, protocol), asked.seed, asked.workers,
         keep_predictions=asked.predictions is not None,
     )  # fmt: skip
-    return Ready(config, caches, len(all_train), subject, model, task)
+    return task, caches, len(all_train)
 
 
-def open_caches(asked: Asked, config: FitConfig, classes: Classes) -> tuple[tuple[str, ...], tuple[Cache, ...]]:
+def open_caches(asked: Asked, data: DataConfig, classes: Classes) -> tuple[tuple[str, ...], tuple[Cache, ...]]:
     """The caches asked for, else the run's own.
 
     Raises:
         UsageError: none, or one of a dataset that the classes say nothing of.
     """
-    urls = asked.caches or config.data.caches
+    urls = asked.caches or data.caches
     if not urls:
         raise UsageError("no cache is given", "add --cache STORE")
     caches = tuple(open_cache(url) for url in urls)
@@ -166,33 +208,43 @@ def require_places(asked: Asked) -> None:
 
 def segmentation(asked: Asked, device: torch.device) -> tuple[dict[str, Any], Scores]:
     """The result of a probe or a fine-tuning, as JSON can hold it, and the scores that it was made from."""
-    ready = make_ready(asked, device)
-    task, caches, subject = ready.task, ready.caches, ready.subject
-    protocol, classes = task.protocol, task.classes
-    scores = learn_and_test(ready.model, task, ready.config, device)
+    of_teacher = asked.what == TEACHER and asked.evaluation == "probe"
+    ready = make_teacher_ready(asked, device) if of_teacher else make_ready(asked, device)
+    task, caches = ready.task, ready.caches
+    scores = learn_and_test(ready.model, task, ready.feed, device)
     frames = {"train": describe(caches, task.train), "test": describe(caches, task.test)}
     split = {"share_percent": asked.share_percent, "rule": asked.split, "of_frames": ready.all_train}
     return {
         "evaluation": asked.evaluation,
-        "miou": number(scores.confusion.miou(protocol.absent)),
-        "accuracy": number(scores.confusion.accuracy),
-        "class_accuracy": number(scores.confusion.class_accuracy),
-        "weights": subject.about,
-        "classes": classes.name,
+        **scored(task.classes, scores, task.protocol.absent),
+        "weights": ready.about,
         **({"split": split} if asked.evaluation == "finetune" else {}),
         **frames,
-        "per_class": per_class(classes.names, scores),
-        "points": {
-            "judged": int(scores.confusion.counts.sum()),
-            "without_label": scores.confusion.unlabelled,
-            "from_nearest": scores.borrowed,
-        },
         "seed": asked.seed,
         "caches": describe_caches(caches),
-        "protocol": describe_protocol(asked, protocol, task.stage, subject),
+        "protocol": describe_protocol(asked, ready),
         "training": {"steps": scores.steps, "tested_after_epoch": scores.epoch, "loss_of_epochs": list(scores.losses)},
-        "confusion": scores.confusion.counts.tolist(),
     }, scores
+
+
+def scored(classes: Classes, scores: Scores, absent: Absent) -> dict[str, Any]:
+    """What the test set says, as JSON can hold it."""
+    confusion, seen = scores.confusion, scores.in_camera
+    return {
+        "miou": number(confusion.miou(absent)),
+        "visible": {"miou": number(seen.miou(absent)), "points": int(seen.counts.sum())},
+        "accuracy": number(confusion.accuracy),
+        "class_accuracy": number(confusion.class_accuracy),
+        "classes": classes.name,
+        "per_class": per_class(classes.names, scores),
+        "points": {
+            "judged": int(confusion.counts.sum()),
+            "without_label": confusion.unlabelled,
+            "from_nearest": scores.borrowed,
+            "without_camera": scores.unseen,
+        },
+        "confusion": confusion.counts.tolist(),
+    }
 
 
 def deterministic() -> None:
@@ -202,7 +254,7 @@ def deterministic() -> None:
 
 
 def choose_frames(
-    asked: Asked, config: FitConfig, caches: Sequence[Cache], usable: Usable = labelled
+    asked: Asked, data: DataConfig, caches: Sequence[Cache], usable: Usable = labelled
 ) -> tuple[list[Place], list[Place], list[Place]]:
     """All training frames, those of them that are used, and test frames; all of them `usable`.
 
@@ -211,7 +263,6 @@ def choose_frames(
     Raises:
         UsageError: nothing is left, or a frame would be in both.
     """
-    data = config.data
     frames = [parse_frames(asked.train_frames, "--train-frames"), parse_frames(asked.test_frames, "--test-frames")]
     by_time = asked.test_frames is not None
     if not asked.test_scenes and not data.held_out and not by_time:
@@ -251,18 +302,21 @@ def with_drop_path(config: FitConfig, drop_path: float) -> FitConfig:
     return config.model_copy(update={"student": config.student.model_copy(update={"drop_path": drop_path})})
 
 
-def describe_protocol(asked: Asked, protocol: Protocol, stage: StageConfig, subject: Subject) -> dict[str, Any]:
+def numbered_layers_only(stage: StageConfig) -> tuple[str, ...]:
+    """What a stage asks of a backbone with numbered layers; said, because this one has none."""
+    unused = [name for name, neutral in (("layer_decay", 1.0), ("drop_path", 0.0)) if getattr(stage, name) != neutral]
+    for name in unused:
+        say(f"  {name} = {getattr(stage, name):g} is not used: it is for backbones with numbered layers")
+    return tuple(unused)
+
+
+def describe_protocol(asked: Asked, ready: Ready) -> dict[str, Any]:
     """The protocol's name and all that was used of it."""
+    protocol, stage = ready.task.protocol, ready.task.stage.model_dump(mode="json")
     shared = protocol.model_dump(mode="json", exclude={"about", "probe", "finetune", "finetune_all"})
-    unused = []
-    if asked.evaluation == "finetune" and not depth_of(subject.student):
-        unused = [
-            name for name, neutral in (("layer_decay", 1.0), ("drop_path", 0.0)) if getattr(stage, name) != neutral
-        ]
-        for name in unused:
-            say(f"  {name} = {getattr(stage, name):g} is not used: it is for backbones with numbered layers")
+    drawn = {"points_per_frame": POINTS_PER_FRAME} if isinstance(ready.model, TeacherProbe) else {}
     name = Path(asked.protocol).stem
-    return {"name": name, **shared, asked.evaluation: stage.model_dump(mode="json"), "not_used": unused}
+    return {"name": name, **shared, **drawn, asked.evaluation: stage, "not_used": list(ready.unused)}
 
 
 def describe(caches: Sequence[Cache], places: Sequence[Place]) -> dict[str, Any]:
@@ -306,18 +360,25 @@ def save_predictions(path: Path, scores: Scores) -> None:
 def table(result: dict[str, Any]) -> str:
     """The result for people."""
     weights = result["weights"]
-    what = f"{weights['name']}, step {weights['step']}" if weights["kind"] == "run" else weights["kind"]
-    train, test, points = result["train"], result["test"], result["points"]
+    what = weights["kind"]
+    if what == "run":
+        what = f"{weights['name']}, step {weights['step']}"
+    elif what == TEACHER:
+        what = f"teacher {weights['teacher']}/{weights['layer']}"
+    train, test, points, visible = result["train"], result["test"], result["points"], result["visible"]
     rule = f", {result['split']['share_percent']:g} % by {result['split']['rule']}" if "split" in result else ""
+    nearest = f"{points['from_nearest']:,} read the nearest point"
     lines = [
         f"{result['evaluation']} of {what} ({result['protocol']['name']}, {result['classes']}, seed {result['seed']})",
-        f"trained on {train['frames']} frames of {len(train['scenes'])} scenes{rule}; "
+        f"trained on {counted(train['frames'], 'frame')} of {counted(len(train['scenes']), 'scene')}{rule}; "
         f"tested on {test['frames']} of {len(test['scenes'])}",
         f"{'class':28}{'IoU %':>7}{'points':>12}",
         *(f"{row['name']:28}{percent(row['iou']):>7}{row['points']:>12,}" for row in result["per_class"]),
         f"{'mIoU':28}{percent(result['miou']):>7}{points['judged']:>12,}",
+        f"{'mIoU where a camera sees':28}{percent(visible['miou']):>7}{visible['points']:>12,}",
         f"{'accuracy':28}{percent(result['accuracy']):>7}",
-        f"{points['without_label']:,} points without a label; {points['from_nearest']:,} read the nearest point",
+        f"{points['without_label']:,} points without a label; "
+        + (f"{points['without_camera']:,} that no camera sees" if weights["kind"] == TEACHER else nearest),
     ]
     return "\n".join(lines)
 

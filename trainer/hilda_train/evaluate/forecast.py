@@ -146,7 +146,11 @@ def scores(forecast: Forecast, regions: Mapping[str, Mask], table: dict[str, dic
 
 
 def regions_of(forecast: Forecast) -> dict[str, Mask]:
-    """All cells; and those at or beside a change that both sweeps could see: where something moved or was missed."""
+    """All cells; and those at or beside a change that both sweeps could see: where something moved or was missed.
+
+    Returns:
+        Name -> (H, W).
+    """
     seen_twice = forecast.observed & (forecast.present != UNOBSERVED)
     changed = (forecast.carried != (forecast.truth == OCCUPIED)) & seen_twice
     return {"all cells": np.ones_like(changed), "around a change": widened(changed) & seen_twice}

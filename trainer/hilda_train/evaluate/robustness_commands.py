@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hilda_schema.reader import Frame, PointArrays
 from hilda_schema.terminal import Meter, say
 from hilda_train.commands import pick_device
-from hilda_train.data.loading import loader_of
 from hilda_train.evaluate.backbones import RANDOM
-from hilda_train.evaluate.classes import IGNORED
 from hilda_train.evaluate.commands import Asked, Ready, describe, make_ready, number, percent, tell
 from hilda_train.evaluate.corruptions import CORRUPTIONS, SEVERITIES, Sweep
 from hilda_train.evaluate.metrics import Confusion
@@ -34,10 +31,9 @@ from hilda_train.evaluate.robustness import (
     require_known,
     resilience_rates,
 )
-from hilda_train.evaluate.segment import judge
 from hilda_train.evaluate.splits import Place
-from hilda_train.evaluate.sweeps import LabelledSweeps, SweepOptions, only_one, sweep_scan_options
-from hilda_train.evaluate.training import learn_and_test
+from hilda_train.evaluate.sweeps import LabelledSweeps, SweepOptions
+from hilda_train.evaluate.training import judge, learn_and_test
 from hilda_train.run import describe_caches
 
 
@@ -51,14 +47,11 @@ class CorruptedSweeps(LabelledSweeps):
         super().__init__(urls, places, options)
         self._corrupt = corrupt
 
-    def recorded(self, frame: Frame) -> tuple[PointArrays, Tensor]:
-        """The M points that are left or new, and the (M,) int64 classes of them."""
-        points, truth = super().recorded(frame)
-        made = self._corrupt(Sweep.of(points), str(frame.key))
+    def recorded(self, frame: Frame) -> tuple[PointArrays, NDArray[np.int64]]:
+        """The M points that are left or new, and the (M,) rows of the recorded points that they are of."""
+        made = self._corrupt(Sweep.of(frame.points), str(frame.key))
         # No ground flag, time or ring: a student sees positions and intensities only.
-        seen = PointArrays(made.xyz_m, made.intensity, np.zeros(len(made.source), np.bool_))
-        source = torch.from_numpy(made.source)
-        return seen, torch.where(source >= 0, truth[source.clamp(min=0)], IGNORED)
+        return PointArrays(made.xyz_m, made.intensity, np.zeros(len(made.source), np.bool_)), made.source
 
 
 def robustness(asked: Asked, baseline: str, names: Sequence[str]) -> None:
@@ -100,7 +93,7 @@ def probed(asked: Asked, names: Sequence[str], device: torch.device) -> tuple[Re
     ready = make_ready(asked, device)
     task, model = ready.task, ready.model
     say(f"{asked.what}: training on {len(task.train)} clean sweeps")
-    learn_and_test(model, task, ready.config, device)
+    learn_and_test(model, task, ready.feed, device)
     chosen = tuple(names) or tuple(CORRUPTIONS)
     with Meter("test sets", 1 + len(SEVERITIES) * len(chosen), lambda *_: "") as meter:
         return ready, measure(_Tested(ready, device, meter), chosen, asked.seed)
@@ -115,20 +108,18 @@ class _Tested:
 
     def __init__(self, ready: Ready, device: torch.device, meter: Meter) -> None:
         self._ready, self._device, self._meter = ready, device, meter
-        task = ready.task
-        scan = sweep_scan_options(ready.config, task.protocol.intensity, None)
-        self._options = SweepOptions(scan, None, task.classes, task.seed, judged=True)
+        clean = ready.feed.test
+        assert isinstance(clean, LabelledSweeps)
+        self._clean = clean
         self._occurring: NDArray[np.bool_] | None = None
 
     def __call__(self, corrupt: Corrupt | None) -> float:
         task = self._ready.task
-        sweeps = LabelledSweeps(task.urls, task.test, self._options)
+        sweeps = self._clean
         if corrupt is not None:
-            sweeps = CorruptedSweeps(task.urls, task.test, self._options, corrupt)
-        order = [[(0, number, number)] for number in range(len(task.test))]
+            sweeps = CorruptedSweeps(task.urls, task.test, self._clean.options, corrupt)
         confusion = Confusion(len(task.classes.names))
-        loader = loader_of(sweeps, order, only_one, task.workers, self._device)
-        for judged in judge(self._ready.model, loader, self._device):
+        for judged in judge(self._ready.model, sweeps, len(task.test), task.workers, self._device):
             confusion.add(judged.truth, judged.predicted)
         if self._occurring is None:
             assert corrupt is None  # the clean sweeps come first
@@ -146,7 +137,7 @@ def resilience(ready: Ready, found: Resilience) -> dict[str, Any]:
     """One model's numbers, as JSON can hold them."""
     rates = resilience_rates(found.corrupted, found.clean)
     return {
-        "weights": ready.subject.about,
+        "weights": ready.about,
         "clean_miou": number(found.clean),
         "mrr": number(mean_resilience_rate(found.corrupted, found.clean)),
         "miou": {name: [number(value) for value in values] for name, values in found.corrupted.items()},

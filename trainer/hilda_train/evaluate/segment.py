@@ -3,26 +3,18 @@
 The head reads the backbone's last level. It works on the level's own rows, one for each voxel, and a point takes its
 voxel's prediction: the same numbers as at the points, for a third of the work.
 
-Legend: N points, M rows of the last level (voxels), C channels, K classes, F points of a recorded sweep.
+Legend: N points, M rows of the last level (voxels), C channels, K classes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hilda_schema.errors import TrainError
-from hilda_train.data.loading import made
-from hilda_train.evaluate.classes import IGNORED
-from hilda_train.evaluate.lovasz import lovasz_softmax
+from hilda_train.evaluate.head import Encoded, Judged, SegmentationHead
 from hilda_train.evaluate.protocols import Protocol, StageConfig
 from hilda_train.evaluate.sweeps import LabelledBatch, LabelledSweep
 from hilda_train.optim import optimizer_of, parameter_groups
@@ -53,7 +45,7 @@ class OnBackbone(nn.Module):
 
 
 class Segmenter(OnBackbone):
-    """A backbone and a linear head that starts from zero.
+    """A backbone and a linear head.
 
     Args:
         student: the backbone.
@@ -64,59 +56,30 @@ class Segmenter(OnBackbone):
 
     def __init__(self, student: Student, classes: int, *, norm: bool, frozen: bool) -> None:
         super().__init__(student, frozen=frozen)
-        channels = student.channels[-1]
-        linear = nn.Linear(channels, classes)
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        # A frozen backbone's statistics stand still: their plain mean is exact after few steps too, where the usual
-        # moving average would still hold on to the mean 0 and variance 1 that it starts from.
-        self.norm: nn.Module = nn.BatchNorm1d(channels, momentum=None if frozen else 0.1) if norm else nn.Identity()
-        self.linear = linear
+        self.head = SegmentationHead(student.channels[-1], classes, norm=norm, steady=frozen)
 
-    def head(self, feats: Tensor) -> Tensor:
-        """(M, C) features -> (M, K) logits."""
-        logits: Tensor = self.linear(self.norm(feats))
-        return logits
+    def encode(self, batch: LabelledBatch, protocol: Protocol) -> Encoded:
+        """The backbone's last level of a batch, with its labels; without a gradient where the backbone is frozen."""
+        with torch.set_grad_enabled(not self.frozen):
+            level = self.student.encode(batch.points)[-1]
+        if protocol.loss_at == "points":
+            return Encoded(level.feats, level.point_row, batch.target)
+        return Encoded(level.feats, None, one_label_a_row(level.point_row, batch.target))
 
+    def judge(self, sweep: LabelledSweep, device: torch.device) -> Judged:
+        """Predict a whole recorded sweep.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """What the head learns from: features, and the labels that read them."""
-
-    feats: Tensor  # (M, C)
-    rows: Tensor | None  # (N,) int64 row of each label; None: one label a row, in order
-    target: Tensor  # (N,) or (M,) int64 classes, `IGNORED` for none
-
-    def to(self, device: torch.device) -> Encoded:
-        """The same on a device."""
-        rows = None if self.rows is None else self.rows.to(device)
-        return Encoded(self.feats.to(device), rows, self.target.to(device))
-
-    @property
-    def bytes(self) -> int:
-        """Memory that it takes."""
-        return sum(tensor.nbytes for tensor in (self.feats, self.rows, self.target) if tensor is not None)
-
-    @classmethod
-    def cat(cls, parts: Iterable[Encoded]) -> Encoded:
-        """Join; all with rows or none."""
-        parts = list(parts)
-        starts = np.cumsum([0] + [len(part.feats) for part in parts])
-        rows = [part.rows + int(start) for part, start in zip(parts, starts, strict=False) if part.rows is not None]
-        return cls(
-            torch.cat([part.feats for part in parts]),
-            torch.cat(rows) if rows else None,
-            torch.cat([part.target for part in parts]),
-        )
-
-
-def encode(model: Segmenter, batch: LabelledBatch, protocol: Protocol) -> Encoded:
-    """The backbone's last level of a batch, with its labels; without a gradient where the backbone is frozen."""
-    with torch.set_grad_enabled(not model.frozen):
-        level = model.student.encode(batch.points)[-1]
-    if protocol.loss_at == "points":
-        return Encoded(level.feats, level.point_row, batch.target)
-    return Encoded(level.feats, None, one_label_a_row(level.point_row, batch.target))
+        Raises:
+            TrainError: a prediction is not finite.
+        """
+        whole = sweep.whole
+        assert whole is not None
+        truth, in_camera = whole.truth.numpy(), whole.in_camera.numpy()
+        if not len(truth):
+            return Judged(sweep.key, truth, truth, in_camera)
+        level = self.student.encode(sweep.points.to(device))[-1]
+        predicted = self.head.classes_of(level.feats, sweep.key)[level.point_row].cpu()[whole.reads]
+        return Judged(sweep.key, truth, predicted.numpy(), in_camera, borrowed=whole.borrowed)
 
 
 def one_label_a_row(point_row: Tensor, target: Tensor) -> Tensor:
@@ -132,22 +95,7 @@ def one_label_a_row(point_row: Tensor, target: Tensor) -> Tensor:
     return target[order[starts]]
 
 
-def segmentation_loss(model: Segmenter, encoded: Encoded, lovasz: float) -> Tensor:
-    """() cross-entropy plus weighted Lovász-softmax over the labels that count; zero where there is none."""
-    logits = model.head(encoded.feats.float())
-    if encoded.rows is not None:
-        logits = logits.index_select(0, encoded.rows)
-    counting = (encoded.target != IGNORED).nonzero()[:, 0]
-    logits, target = logits.index_select(0, counting), encoded.target[counting]
-    if not len(target):
-        return logits.sum()
-    loss = F.cross_entropy(logits, target)
-    if lovasz:
-        loss = loss + lovasz * lovasz_softmax(logits.softmax(dim=1), target)
-    return loss
-
-
-def build_stage_optimizer(model: OnBackbone, stage: StageConfig) -> torch.optim.Optimizer:
+def build_stage_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
     """An optimiser with the rates that a stage gives to head and layers."""
     groups: list[dict[str, Any]] = []
     for group in parameter_groups(model, stage.optim.weight_decay, stage.optim.decay_all):
@@ -158,13 +106,13 @@ def build_stage_optimizer(model: OnBackbone, stage: StageConfig) -> torch.optim.
     return optimizer_of(groups, stage.optim)
 
 
-def rate_factor(model: OnBackbone, name: str, stage: StageConfig) -> float:
+def rate_factor(model: nn.Module, name: str, stage: StageConfig) -> float:
     """By how much a parameter's rate differs from the stage's.
 
     The head's is `head_rate`. With D numbered layers, layer i of 0 .. D - 1 has layer_decay^(D - i) and what comes
     before it layer_decay^(D + 1), as ScaLR counts; a backbone without numbered layers has one rate.
     """
-    if not name.startswith("student."):
+    if not isinstance(model, OnBackbone) or not name.startswith("student."):
         return stage.head_rate
     layers = depth_of(model.student)
     if not layers:
@@ -177,36 +125,3 @@ def depth_of(student: Student) -> int:
     """Numbered layers of a backbone; 0 where they have no numbers."""
     found = [_NUMBERED.search(name) for name, _ in student.named_parameters()]
     return max((int(each[1]) + 1 for each in found if each), default=0)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """One test sweep."""
-
-    key: str
-    truth: NDArray[np.int64]  # (F,) classes, `IGNORED` for none
-    predicted: NDArray[np.int64]  # (F,)
-    borrowed: int  # points with the prediction of the nearest one that the student saw
-
-
-@torch.no_grad()
-def judge(model: Segmenter, sweeps: Iterable[LabelledSweep], device: torch.device) -> Iterator[Judged]:
-    """Predict whole recorded sweeps, one by one.
-
-    Raises:
-        HildaError: a sweep cannot be read.
-        TrainError: a prediction is not finite.
-    """
-    model.eval()
-    for sweep in made(sweeps):
-        whole = sweep.whole
-        assert whole is not None
-        if not len(whole.truth):
-            yield Judged(sweep.key, whole.truth.numpy(), whole.truth.numpy(), 0)
-            continue
-        level = model.student.encode(sweep.points.to(device))[-1]
-        logits = model.head(level.feats.float())
-        if not bool(logits.isfinite().all()):
-            raise TrainError(f"a prediction is not finite, frame {sweep.key}", "lower the learning rate")
-        predicted = logits.argmax(dim=1)[level.point_row].cpu()[whole.reads]
-        yield Judged(sweep.key, whole.truth.numpy(), predicted.numpy(), whole.borrowed)

@@ -52,7 +52,13 @@ class Drawn:
 def structure(
     run: Path, caches: Sequence[str], steps: Sequence[int], scenes: Sequence[str], plot: Path | None, *, as_json: bool
 ) -> None:
-    """Print the structure of a run's representations at its newest checkpoint, or at those of the steps given."""
+    """Print the structure of a run's representations at its newest checkpoint, or at those of the steps given.
+
+    Raises:
+        UsageError: a plot of fewer than two steps, or with no folder to be written to.
+        TrainError: as `restore_run`.
+        CacheError: a cache cannot be opened.
+    """
     if plot is not None and len(set(steps)) < 2:
         raise UsageError("a curve needs two checkpoints or more", "give --step twice, or leave --out away")
     if plot is not None and not plot.parent.is_dir():

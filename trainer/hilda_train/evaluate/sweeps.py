@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hilda_schema.errors import HildaError, TrainError, UsageError
@@ -18,12 +20,15 @@ from hilda_train.config import FitConfig
 from hilda_train.config.data import IntensityConfig
 from hilda_train.data.augment import IDENTITY, AugmentOptions, draw
 from hilda_train.data.scans import INTENSITY, ScanOptions, see_points, sensor_name
-from hilda_train.evaluate.classes import Classes
+from hilda_train.evaluate.classes import IGNORED, Classes
 from hilda_train.evaluate.frames import CacheFrames
 from hilda_train.evaluate.splits import Place
 from hilda_train.prepare import scan_options
 from hilda_train.students.neighbours import nearest_rows
 from hilda_train.students.points import PointBatch
+
+S = TypeVar("S", bound=np.generic)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,6 +38,7 @@ class Whole:
     truth: Tensor  # (F,) int64 classes
     reads: Tensor  # (F,) int64 which of the student's N points each takes its prediction from
     borrowed: int  # points that the student does not see, which take the nearest one's
+    in_camera: Tensor  # (F,) bool: a camera sees the point
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,28 +115,45 @@ class LabelledSweeps(CacheFrames[LabelledSweep]):
         super().__init__(urls, places, options.seed)
         self.options = options
 
-    def recorded(self, frame: Frame) -> tuple[PointArrays, Tensor]:
-        """A frame's F points, and the (F,) int64 classes of them."""
-        points = frame.points
-        assert points.label is not None  # only such frames are chosen
-        dataset = frame.cache.manifest.recipe.dataset
-        return points, torch.from_numpy(self.options.classes.merge(points.label, dataset.name))
+    def recorded(self, frame: Frame) -> tuple[PointArrays, NDArray[np.int64]]:
+        """A sweep's F points, and (F,) which of the frame's points each is; negative for one that the frame has not."""
+        return frame.points, np.arange(len(frame.points))
 
     def prepare(self, frame: Frame, rng: np.random.Generator) -> LabelledSweep:
         """A frame's sweep, augmented where that is asked for, with its classes."""
-        options, (points, truth) = self.options, self.recorded(frame)
+        options, (points, source) = self.options, self.recorded(frame)
+        truth = torch.from_numpy(_of_source(classes_of(frame, options.classes), source, IGNORED))
         augmentation = draw(options.augment, rng) if options.augment else IDENTITY
         everyone, sensor = np.arange(len(points)), sensor_name(frame.cache.manifest.recipe.dataset)
         batch, kept = see_points(points, everyone, sensor, augmentation, options.scan, rng)
         rows = torch.from_numpy(kept)
-        whole = _whole(torch.from_numpy(points.xyz_m.copy()), truth, rows) if options.judged else None
+        whole = None
+        if options.judged:
+            reads = nearest_seen(torch.from_numpy(points.xyz_m.copy()), rows)
+            seen = torch.from_numpy(_of_source(in_camera(frame), source, False))
+            whole = Whole(truth, reads, len(truth) - len(rows), seen)
         return LabelledSweep(str(frame.key), batch, truth[rows], whole)
 
 
-def _whole(xyz_m: Tensor, truth: Tensor, kept: Tensor) -> Whole:
-    """Where every recorded point takes its prediction from."""
-    reads = nearest_seen(xyz_m, kept)
-    return Whole(truth, reads, len(truth) - len(kept))
+def _of_source(values: NDArray[S], source: NDArray[np.int64], otherwise: int) -> NDArray[S]:
+    """What the frame's points have, for the points of a sweep that was made of them."""
+    found = np.full(len(source), otherwise, values.dtype)
+    found[source >= 0] = values[source[source >= 0]]
+    return found
+
+
+def classes_of(frame: Frame, classes: Classes) -> NDArray[np.int64]:
+    """(F,) class of each point of a labelled frame."""
+    label = frame.points.label
+    assert label is not None  # only such frames are chosen
+    return classes.merge(label, frame.cache.manifest.recipe.dataset.name)
+
+
+def in_camera(frame: Frame) -> NDArray[np.bool_]:
+    """(F,) which points of a frame a camera sees, those that a nearer point hides among them."""
+    seen = np.zeros(len(frame.points), np.bool_)
+    seen[frame.pairs.point] = True
+    return seen
 
 
 def nearest_seen(xyz_m: Tensor, kept: Tensor) -> Tensor:
@@ -164,7 +187,7 @@ def join_sweeps(sweeps: Sequence[LabelledSweep | HildaError]) -> LabelledBatch |
     return LabelledBatch(PointBatch.cat([sweep.points for sweep in good]), torch.cat([sweep.target for sweep in good]))
 
 
-def only_one(sweeps: Sequence[LabelledSweep | HildaError]) -> LabelledSweep | HildaError:
-    """The sweep of a batch of one, as it is: what is judged goes by itself."""
-    (sweep,) = sweeps
-    return sweep
+def only_one(items: Sequence[T | HildaError]) -> T | HildaError:
+    """The item of a batch of one, as it is: what is judged goes by itself."""
+    (item,) = items
+    return item

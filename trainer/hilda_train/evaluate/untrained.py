@@ -26,7 +26,7 @@ from hilda_train.config import FitConfig
 from hilda_train.data.clips import Clip
 from hilda_train.data.loading import made
 from hilda_train.evaluate.classes import Classes
-from hilda_train.evaluate.metrics import Confusion
+from hilda_train.evaluate.head import Judged, Scores
 from hilda_train.evaluate.nearest import ClassMeans, knn_classes, prototype_classes
 from hilda_train.evaluate.restore import Restored
 from hilda_train.evaluate.segment import one_label_a_row
@@ -60,9 +60,7 @@ class Frames:
 
 
 @torch.no_grad()
-def judge_rows(
-    student: Student, frames: Frames, classify: Callable[[Tensor], Tensor], number: int = -1
-) -> tuple[Confusion, int]:
+def judge_rows(student: Student, frames: Frames, classify: Callable[[Tensor], Tensor], number: int = -1) -> Scores:
     """Judge whole test sweeps.
 
     Args:
@@ -72,22 +70,22 @@ def judge_rows(
         number: of the level.
 
     Returns:
-        The confusion, and how many points took the nearest point's class because the student does not see them.
+        What the test set says.
     """
-    confusion, borrowed = Confusion(len(frames.classes.names)), 0
+    scores = Scores.of(len(frames.classes.names))
     for sweep in frames.sweeps(frames.test):
         assert sweep.whole is not None
-        if not len(sweep.whole.truth):
+        truth, seen = sweep.whole.truth.numpy(), sweep.whole.in_camera.numpy()
+        if not len(truth):
             continue
         level = student.encode(sweep.points)[number]
-        predicted = classify(level.feats.float())[level.point_row][sweep.whole.reads]
-        confusion.add(sweep.whole.truth.numpy(), predicted.numpy())
-        borrowed += sweep.whole.borrowed
-    return confusion, borrowed
+        predicted = classify(level.feats.float())[level.point_row][sweep.whole.reads].numpy()
+        scores.add(Judged(sweep.key, truth, predicted, seen, borrowed=sweep.whole.borrowed))
+    return scores
 
 
 @torch.no_grad()
-def knn(student: Student, frames: Frames, k: int) -> tuple[Confusion, int]:
+def knn(student: Student, frames: Frames, k: int) -> Scores:
     """Neighbours' votes; see `judge_rows` for what is returned.
 
     Raises:
@@ -99,7 +97,11 @@ def knn(student: Student, frames: Frames, k: int) -> tuple[Confusion, int]:
 
 
 def labelled_rows(student: Student, frames: Frames) -> tuple[Tensor, Tensor]:
-    """(L, C) features and (L,) classes of rows of the training sweeps, as many of each sweep, at most `BANK`."""
+    """(L, C) features and (L,) classes of rows of the training sweeps, as many of each sweep, at most `BANK`.
+
+    Raises:
+        TrainError: no point has a class.
+    """
     each = max(1, BANK // len(frames.train))
     feats, labels = [], []
     for sweep in frames.sweeps(frames.train):
@@ -167,10 +169,11 @@ def teacher_prototypes(restored: Restored, frames: Frames, number: int) -> Tenso
     return means.prototypes()
 
 
-def zeroshot(
-    restored: Restored, frames: Frames, number: int, head: nn.Module, prototypes: Tensor
-) -> tuple[Confusion, int]:
-    """Classes by the head's output at every row of its level; see `judge_rows` for what is returned."""
+def zeroshot(restored: Restored, frames: Frames, number: int, head: nn.Module, prototypes: Tensor) -> Scores:
+    """Classes by the head's output at every row of its level; see `judge_rows` for what is returned.
+
+    `prototypes` are as `prototype_classes` takes them.
+    """
 
     def classify(feats: Tensor) -> Tensor:
         return prototype_classes(head(feats), prototypes)

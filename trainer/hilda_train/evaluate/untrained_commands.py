@@ -14,16 +14,14 @@ from hilda_train.evaluate.commands import (
     choose_frames,
     describe,
     deterministic,
-    number,
     open_caches,
-    per_class,
+    scored,
     table,
     tell,
 )
-from hilda_train.evaluate.metrics import Confusion
+from hilda_train.evaluate.head import Scores
 from hilda_train.evaluate.restore import restore_run
 from hilda_train.evaluate.sweeps import require_sensors, sweep_scan_options
-from hilda_train.evaluate.training import Scores
 from hilda_train.evaluate.untrained import Frames, head_of, teacher_prototypes, text_prototypes
 from hilda_train.evaluate.untrained import knn as run_knn
 from hilda_train.evaluate.untrained import zeroshot as run_zeroshot
@@ -36,14 +34,20 @@ def knn(asked: Asked, k: int) -> None:
     config = config_of(asked.what, asked.like)
     frames, parts = _frames(asked, config)
     subject = load_subject(asked.what, config, asked.seed)
-    confusion, borrowed = run_knn(subject.student.eval(), frames, k)
-    result = _result(asked, "knn", f"k = {k}", frames, parts, confusion, borrowed)
+    scores = run_knn(subject.student.eval(), frames, k)
+    result = _result(asked, "knn", f"k = {k}", frames, parts, scores)
     result["weights"] = subject.about
     tell(result, table(result), asked)
 
 
 def zeroshot(asked: Asked, prototypes: Path | None, target: str | None) -> None:
-    """Print how well a head's output agrees with vectors of the classes."""
+    """Print how well a head's output agrees with vectors of the classes.
+
+    Raises:
+        UsageError: there is no such run or target, or the file of vectors does not fit.
+        TrainError: the run has no head or no checkpoint.
+        CacheError: a cache cannot be opened.
+    """
     run = Path(asked.what)
     if not run.is_dir():
         raise UsageError(f"there is no run {run}", "give the folder of `hilda-train fit --out`: it has the head")
@@ -57,8 +61,8 @@ def zeroshot(asked: Asked, prototypes: Path | None, target: str | None) -> None:
         vectors, kind = teacher_prototypes(restored, frames, which), "the teacher's class means"
     else:
         vectors, kind = text_prototypes(prototypes, frames.classes, width), prototypes.name
-    confusion, borrowed = run_zeroshot(restored, frames, which, head, vectors)
-    result = _result(asked, "zeroshot", kind, frames, parts, confusion, borrowed)
+    scores = run_zeroshot(restored, frames, which, head, vectors)
+    result = _result(asked, "zeroshot", kind, frames, parts, scores)
     layer = restored.prepared.tokens.layers[which]
     result["weights"] = {"kind": "run", "name": run.resolve().name, "step": restored.step}
     result["target"] = f"{layer.teacher}/{layer.layer}"
@@ -68,9 +72,9 @@ def zeroshot(asked: Asked, prototypes: Path | None, target: str | None) -> None:
 def _frames(asked: Asked, config: FitConfig) -> tuple[Frames, dict[str, Any]]:
     """What is judged on what, and its description for a result."""
     classes = load_classes(asked.classes)
-    urls, caches = open_caches(asked, config, classes)
+    urls, caches = open_caches(asked, config.data, classes)
     require_sensors(sweep_scan_options(config, {}, None), caches)
-    _, train, test = choose_frames(asked, config, caches)
+    _, train, test = choose_frames(asked, config.data, caches)
     parts = {
         "train": describe(caches, train),
         "test": describe(caches, test),
@@ -80,23 +84,13 @@ def _frames(asked: Asked, config: FitConfig) -> tuple[Frames, dict[str, Any]]:
 
 
 def _result(
-    asked: Asked, name: str, kind: str, frames: Frames, parts: dict[str, Any], confusion: Confusion, borrowed: int
+    asked: Asked, name: str, kind: str, frames: Frames, parts: dict[str, Any], scores: Scores
 ) -> dict[str, Any]:
     """As JSON can hold it; classes that do not occur are left out of the mean."""
     return {
         "evaluation": name,
         "protocol": {"name": kind},
-        "miou": number(confusion.miou("left out")),
-        "accuracy": number(confusion.accuracy),
-        "class_accuracy": number(confusion.class_accuracy),
-        "classes": frames.classes.name,
+        **scored(frames.classes, scores, "left out"),
         **parts,
-        "per_class": per_class(frames.classes.names, Scores(confusion, 0)),
-        "points": {
-            "judged": int(confusion.counts.sum()),
-            "without_label": confusion.unlabelled,
-            "from_nearest": borrowed,
-        },
         "seed": asked.seed,
-        "confusion": confusion.counts.tolist(),
     }

@@ -74,13 +74,13 @@ class Backbone:
 
 
 def blocks_of(state: Mapping[str, Tensor], stage: int) -> int:
-    """Residual blocks of `block{stage}` in a MinkUNet's state."""
+    """Residual blocks of `block{stage}` in a MinkUNet's state, by names: the tensors may have any shape."""
     prefix = f"block{stage}."
     return 1 + max(int(name[len(prefix) :].split(".")[0]) for name in state if name.startswith(prefix))
 
 
 def planes_of(state: Mapping[str, Tensor]) -> list[int]:
-    """Output channels of block1 .. block8, without the factor of bottleneck blocks."""
+    """Output channels of block1 .. block8, from kernels (..., Cout), without the factor of bottleneck blocks."""
     return [state[f"block{stage}.0.conv1.kernel"].shape[-1] for stage in range(1, 2 * ENCODER_STAGES + 1)]
 
 
@@ -98,7 +98,7 @@ def renamed(
     """Rename modules and reorder kernels.
 
     Args:
-        state: of a MinkUNet.
+        state: of a MinkUNet; kernels (K^3, Cin, Cout) or (Cin, Cout).
         names: our module -> theirs, for every module that holds tensors.
         kernel: layout change.
         kernel_name: what they call a kernel.
@@ -129,7 +129,8 @@ def with_second_stem(state: Mapping[str, Tensor]) -> State:
 
         E = b P(b/|w|) + |w| p(b/|w|),   E2 = (b^2 + w^2) P(b/|w|) + b |w| p(b/|w|)
 
-    with P and p the standard normal's distribution and density. The modules are called `conv_extra` and `bn_extra`.
+    with P and p the standard normal's distribution and density. The modules are called `conv_extra`, a kernel
+    (27, C, C), and `bn_extra`, (C,).
     """
     mean = state["bn0.bn.bias"].double()
     deviation = state["bn0.bn.weight"].double().abs().clamp(min=1e-12)

@@ -60,7 +60,15 @@ def torchsparse(kernel: Tensor) -> Tensor:
 
 
 def enlarged(kernel: Tensor, size: int) -> Tensor:
-    """The same convolution with a larger odd kernel, zero outside; as stored here."""
+    """The same convolution with a larger odd kernel, zero outside; as stored here.
+
+    Args:
+        kernel: (K^3, Cin, Cout), or (Cin, Cout) for K = 1; K is odd.
+        size: of the new kernel, odd, at least K.
+
+    Returns:
+        (size^3, Cin, Cout).
+    """
     grid = grid_of(kernel)
     margin = (size - grid.shape[0]) // 2
     assert grid.shape[0] + 2 * margin == size, (grid.shape, size)
@@ -71,6 +79,6 @@ def enlarged(kernel: Tensor, size: int) -> Tensor:
 
 
 def identity(channels: int, size: int) -> Tensor:
-    """A kernel that changes nothing, as stored here."""
+    """(size^3, channels, channels) kernel that changes nothing, as stored here."""
     centre = torch.eye(channels)
     return enlarged(centre, size)

@@ -11,7 +11,7 @@ from hilda_train.export.backbone import Backbone, State
 
 
 def convert(backbone: Backbone) -> State:
-    """The state as it is."""
+    """The state as it is: shapes as `hilda_train.export.kernels` lists them."""
     backbone.minkunet("minkowski")
     return dict(backbone.state)
 

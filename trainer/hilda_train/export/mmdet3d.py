@@ -27,14 +27,14 @@ from hilda_train.export.torchsparse import DEPTHS, STEM_KERNEL, residual_names
 
 
 def convert_torchsparse(backbone: Backbone) -> State:
-    """For `sparseconv_backend="torchsparse"`."""
+    """For `sparseconv_backend="torchsparse"`; kernels as `hilda_train.export.kernels` lists them."""
     backbone.minkunet("mmdet3d", DEPTHS, STEM_KERNEL)
     state = with_second_stem(backbone.state)
     return _prefixed(renamed(state, _names(state, "net.", residual_names), torchsparse, "kernel"))
 
 
 def convert_spconv(backbone: Backbone) -> State:
-    """For `sparseconv_backend="spconv"`."""
+    """For `sparseconv_backend="spconv"`; kernels as `hilda_train.export.kernels` lists them."""
     backbone.minkunet("mmdet3d-spconv", DEPTHS, STEM_KERNEL)
     state = with_second_stem(backbone.state)
     return _prefixed(renamed(state, _names(state, "", _spconv_residual_names), spconv_xyz, "weight"))

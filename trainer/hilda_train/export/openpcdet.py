@@ -15,7 +15,10 @@ from hilda_train.export.kernels import spconv_zyx
 
 
 def convert(backbone: Backbone) -> State:
-    """Put the names behind `backbone_3d.` and drop MinkowskiEngine's extra level in normalisation layers."""
+    """Put the names behind `backbone_3d.` and drop MinkowskiEngine's extra level in normalisation layers.
+
+    Kernels become those of `spconv_zyx`.
+    """
     backbone.minkunet("openpcdet")
     result: State = {}
     for name, tensor in backbone.state.items():

@@ -19,7 +19,11 @@ STEM_KERNEL = 5
 
 
 def convert(backbone: Backbone) -> State:
-    """Enlarge the stem's kernel and put the names behind `module.backbone.`."""
+    """Enlarge the stem's kernel, to (125, Cin, Cout), and put the names behind `module.backbone.`.
+
+    Raises:
+        UsageError: no MinkUNet that Pointcept has, or a width other than 1.
+    """
     width = backbone.minkunet("pointcept").width
     if width != 1:
         raise UsageError(f"Pointcept's MinkUNet has a fixed width, this one is {width:g} of it", "use --to minkowski")

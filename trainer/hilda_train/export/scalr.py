@@ -22,7 +22,7 @@ _CONV2D = ("embed.conv2.1.weight", "embed.conv2.4.weight")
 
 
 def convert(backbone: Backbone) -> State:
-    """Rename `channel_mix` to `waffleiron.channel_mix` and so on, and add the axes."""
+    """Rename `channel_mix` to `waffleiron.channel_mix` and so on, and add the axes: (Cout, Cin, 1) from (Cout, Cin)."""
     width = backbone.waffleiron("scalr").width
     result: State = {}
     for name, tensor in backbone.state.items():

@@ -27,7 +27,10 @@ STEM_KERNEL = 3
 
 
 def convert(backbone: Backbone) -> State:
-    """Rename `block3.1.conv2.kernel` to `stage3.2.net.3.kernel`, and reorder the kernels of two voxels."""
+    """Rename `block3.1.conv2.kernel` to `stage3.2.net.3.kernel`, and reorder the kernels of two voxels.
+
+    Kernels are as `hilda_train.export.kernels` lists them.
+    """
     backbone.minkunet("torchsparse", DEPTHS, STEM_KERNEL)
     state = with_second_stem(backbone.state)
     names = {"conv0p1s1": "stem.0", "bn0": "stem.1", "conv_extra": "stem.3", "bn_extra": "stem.4"}

@@ -14,7 +14,7 @@ from hilda_train.distributed import mean_over_ranks, world_size
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Widen half precision to float32, leave float32 and float64 as they are.
+    """Widen half precision to float32, leave float32 and float64 as they are; any shape.
 
     Losses are computed so under autocast too: bfloat16 holds 1 - cos to two digits near the end of training.
     """

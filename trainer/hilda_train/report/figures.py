@@ -134,7 +134,7 @@ def draw_sweep(
 
 
 def mapped(values: NDArray[np.floating], colour_map: str, low: float, high: float) -> NDArray[np.float64]:
-    """(n, 3) colours of values by a colour map from `low` to `high`; NaN stays NaN."""
+    """(n, 3) colours of values, (n,), by a colour map from `low` to `high`; NaN stays NaN."""
     rgb: NDArray[np.float64] = matplotlib.colormaps[colour_map](np.clip((values - low) / (high - low), 0, 1))[:, :3]
     rgb[np.isnan(values)] = np.nan
     return rgb

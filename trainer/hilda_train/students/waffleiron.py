@@ -123,7 +123,7 @@ class Projection:
 
     @classmethod
     def of(cls, cell: Tensor, batch_size: int, height: int, width: int) -> Projection:
-        """Count the points of each cell."""
+        """Count the points of each cell; `cell` is (N,) int64 in B * H * W."""
         count = torch.bincount(cell, minlength=batch_size * height * width)
         return cls(cell, count.clamp_(min=1)[:, None].float(), batch_size, height, width)
 

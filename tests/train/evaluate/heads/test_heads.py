@@ -11,7 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hilda_schema.errors import HildaError, LabelError, UsageError
+from hilda_schema.errors import CacheConflict, HildaError, LabelError, UsageError
+from hilda_schema.reader import open_cache
 from hilda_train.cli import app
 from hilda_train.evaluate.backbones import sha256_of
 from hilda_train.evaluate.commands import Asked
@@ -19,6 +20,7 @@ from hilda_train.evaluate.detection.task import make_task as make_detection
 from hilda_train.evaluate.flow.task import make_task as make_flow
 from hilda_train.evaluate.heads import training
 from hilda_train.evaluate.heads.commands import head_result, head_table
+from hilda_train.evaluate.heads.items import FrameItems
 from hilda_train.evaluate.semantic_occupancy.task import make_task as make_occupancy
 
 CPU = torch.device("cpu")
@@ -80,6 +82,23 @@ def test_a_result_says_what_was_judged_on_what(ask, name, short_run):
     assert result["scores"][0]["unit"] in {"%", "m"}
     json.dumps(result, allow_nan=False)
     assert result["scores"][0]["name"] in head_table(result)
+
+
+def test_loader_workers_open_the_content_that_was_looked_at(ask, toy_cache, monkeypatch):
+    """A pin is honoured, and where none is given the content of the first look is the pin."""
+    real, opened = FrameItems.__init__, set()
+
+    def watch(self, urls, *rest):
+        opened.update(urls)
+        real(self, urls, *rest)
+
+    monkeypatch.setattr(FrameItems, "__init__", watch)
+    url = f"{toy_cache}@sha256:{open_cache(toy_cache).manifest.root_sha256}"
+    result_of(ask("detect"))
+    result_of(ask("detect", caches=(url[:-40],)))  # digits enough to name it
+    assert opened == {url}
+    with pytest.raises(CacheConflict, match="was asked for"):
+        result_of(ask("detect", caches=(f"{toy_cache}@sha256:{'0' * 64}",)))
 
 
 @pytest.mark.parametrize("name", TASKS)

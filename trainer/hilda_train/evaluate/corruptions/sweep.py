@@ -41,7 +41,7 @@ class Corrupted:
 
     @classmethod
     def kept(cls, sweep: Sweep, rows: NDArray[np.int64]) -> Corrupted:
-        """Some rows of a sweep, as they were."""
+        """Some rows, (M,), of a sweep, as they were."""
         return cls(sweep.xyz_m[rows], sweep.intensity[rows], rows)
 
 

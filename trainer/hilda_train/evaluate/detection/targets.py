@@ -37,7 +37,7 @@ class BoxTarget(Tensors):
         return len(self.label)
 
     def take(self, rows: Tensor) -> BoxTarget:
-        """Some of the boxes."""
+        """Some of the boxes: (K,) int64 rows or a (M,) mask."""
         return BoxTarget(*(getattr(self, each.name)[rows] for each in fields(self)))
 
 

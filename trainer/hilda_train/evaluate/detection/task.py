@@ -63,7 +63,7 @@ class BoxItems(FrameItems[BoxTarget]):
 def counting(
     boxes: Boxes, classes: BoxClasses, dataset: str, protocol: DetectionProtocol
 ) -> tuple[Boxes, NDArray[np.int64]]:
-    """The boxes that count: of a class, with points inside, within the class's range; and their classes."""
+    """The M boxes that count: of a class, with points inside, within the class's range; and their classes, (M,)."""
     label = classes.merge(boxes, dataset)
     reach_m = np.array([each.range_m for each in classes.classes.values()])
     near = np.linalg.norm(boxes.centre_m[:, :2], axis=1) < reach_m[label]
@@ -112,7 +112,7 @@ Labelled = tuple[NDArray[np.int64], FoundBoxes]
 
 
 def verdict(truth: Sequence[Labelled], found: Sequence[Labelled], classes: BoxClasses) -> Verdict:
-    """Score predictions: of every class those within its range."""
+    """Score predictions: of every class those within its range. One entry a frame: classes (P,) and boxes."""
     scores = {}
     for label, (name, about) in enumerate(classes.classes.items()):
         true, predicted = (_of_class(each, label, about.range_m) for each in (truth, found))

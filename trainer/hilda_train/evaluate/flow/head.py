@@ -63,7 +63,15 @@ class FlowHead(BevHead[FlowTarget]):
         nn.init.zeros_(self.velocity.bias)
 
     def matched(self, sweeps: Sequence[tuple[Tensor, Tensor]], items: int) -> Tensor:
-        """How alike each cell of the first sweep is to the cells of the second one around it (a cost volume)."""
+        """How alike each cell of the first sweep is to the cells of the second one around it (a cost volume).
+
+        Args:
+            sweeps: both: cells (K,) int64 over all items, and their values (K, 2 C + 1).
+            items: B.
+
+        Returns:
+            (B, 2 D, cells / 2, cells / 2), zero where the first sweep has no point.
+        """
         side = self.grid.cells
         maps = []
         for cells, values in sweeps:

@@ -105,7 +105,13 @@ def evaluate_head(asked: Asked, task: HeadTask[Any]) -> None:
 
 
 def head_result(asked: Asked, task: HeadTask[Any], device: torch.device) -> dict[str, Any]:
-    """The result, as JSON can hold it."""
+    """The result, as JSON can hold it.
+
+    Raises:
+        UsageError: no cache is given, or what is asked does not fit the caches.
+        TrainError: the weights do not fit.
+        CacheError: a cache cannot be opened.
+    """
     config = config_of(asked.what, asked.like)
     protocol, frozen = task.protocol, asked.evaluation == "probe"
     urls = asked.caches or config.data.caches
@@ -115,7 +121,7 @@ def head_result(asked: Asked, task: HeadTask[Any], device: torch.device) -> dict
     urls = pinned_urls(urls, caches)
     scan, stage = sweep_scan_options(config, protocol.intensity, None), protocol.stage(frozen=frozen)
     require_sensors(scan, caches)
-    all_train, train, test = choose_frames(asked, config, caches, task.usable)
+    all_train, train, test = choose_frames(asked, config.data, caches, task.usable)
     deterministic()
     subject = load_subject(asked.what, with_drop_path(config, stage.drop_path), asked.seed)
     seed_random(asked.seed)

@@ -75,7 +75,7 @@ class FrameItems(CacheFrames[Item[T]]):
     def see(
         self, frame: Frame, augmentation: Augmentation, rng: np.random.Generator
     ) -> tuple[PointBatch, NDArray[np.int64]]:
-        """A frame's sweep as the student sees it, of one item, and the rows of its N points among the F recorded."""
+        """A frame's sweep as the student sees it, of one item, and (N,) the rows of its points among the F recorded."""
         sensor, points = sensor_name(frame.cache.manifest.recipe.dataset), frame.points
         return see_points(points, np.arange(len(points)), sensor, augmentation, self.options.scan, rng)
 

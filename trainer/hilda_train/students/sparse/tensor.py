@@ -124,5 +124,9 @@ class SparseTensor:
         return self.geometry.coords(self.stride)
 
     def with_feats(self, feats: Tensor) -> SparseTensor:
-        """Other features at the same voxels."""
+        """Other features, (N, C), at the same voxels.
+
+        Raises:
+            TrainError: another number of rows.
+        """
         return SparseTensor(feats, self.geometry, self.stride)
