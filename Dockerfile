@@ -42,7 +42,7 @@ COPY tools tools
 RUN python tools/build_minkowski.py --wheel-dir /wheels
 
 FROM cpu AS minkowski
-USER root
+USER 0:0
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends libopenblas0-openmp libgomp1 \

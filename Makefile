@@ -9,8 +9,11 @@ STAMP  := $(VENV)/.installed
 
 install: $(STAMP)
 
+# An environment without pip is what stays where Debian's python3-venv is missing: it is made again.
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python %d.%d, and HilDA needs 3.11 or \
+newer: make PYTHON=python3.12" % sys.version_info[:2])
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv $(VENV); }
 	$(PY) -m pip install -q -c constraints.txt torch
 	$(PY) -m pip install -q -c constraints.txt -e '.[all,dev]'
 	@touch $@

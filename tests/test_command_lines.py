@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import py_compile
 import re
 import shutil
 import signal
@@ -35,7 +36,7 @@ MODULES = {"hilda-cache": "hilda_cache.cli", "hilda-train": "hilda_train.cli"}
 # Commands that print no facts: they write files, or say what they did.
 WITHOUT_JSON = {
     "hilda-cache": {"show", "prototypes", "labels", "synth", "export", "repair", "merge", "subset", "reencode", "prune",
-                    "forget", "card", "migrate"},
+                    "forget", "card", "migrate", "sign"},
     "hilda-train": {"fit", "report", "export", "retrieve"},
 }  # fmt: skip
 PATIENCE_S = 120.0
@@ -208,6 +209,62 @@ def test_verbose_says_where_in_the_code(tmp_path: Path) -> None:
     assert "Traceback (most recent call last):" in err
     assert err.endswith(plain)
     assert "Traceback" not in plain
+
+
+EXTRAS = (
+    "PIL",
+    "dask",
+    "distributed",
+    "matplotlib",
+    "s3fs",
+    "safetensors",
+    "simplejpeg",
+    "torch",
+    "transformers",
+    "yaml",
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "says"),
+    [
+        ("hilda-cache", "verify STORE", "all as sealed"),
+        ("hilda-cache", "info STORE", "content   sha256:"),
+        ("hilda-cache", "push STORE OUT", "every byte checked"),
+        ("hilda-cache", "synth OUT", "-> pip install 'hilda-lidar[extract]'"),
+        ("hilda-cache", "show STORE --out OUT.png", "-> pip install 'hilda-lidar[viz]'"),
+        ("hilda-train", "fit demo --cache STORE --out OUT", "-> pip install 'hilda-lidar[train]'"),
+    ],
+)
+def test_an_installation_without_extras(store: Path, tmp_path: Path, program: str, command: str, says: str) -> None:
+    code = (
+        "import sys\n"
+        "class Base:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {EXTRAS}: raise ModuleNotFoundError('not installed', name=name)\n"
+        "sys.meta_path.insert(0, Base())\n"
+        f"from {MODULES[program]} import main; main()"
+    )
+    words = command.replace("STORE", str(store)).replace("OUT", str(tmp_path / "out")).split()
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if "pip" in says else 0)
+
+
+def test_code_that_a_full_disk_cut_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "source.py").write_text("x = 1\n")
+    whole = Path(py_compile.compile(str(tmp_path / "source.py"), cfile=str(tmp_path / "cut.pyc"), doraise=True))
+    whole.write_bytes(whole.read_bytes()[:-8])
+    code = (
+        "from hilda_schema.command_line import make_app; from hilda_schema.terminal import run\n"
+        "app = make_app('hilda', 'A program.')\n"
+        "@app.command()\ndef it():\n    import cut\n"
+        "run(app)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "it"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error [hilda]: something ends too soon: marshal data too short\n  -> a full disk")
 
 
 def test_the_version() -> None:
