@@ -126,7 +126,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
 def slow_toy(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same features, so slowly that the extraction is still at work when somebody comes to interrupt it."""
     code = tmp_path_factory.mktemp("slow_teacher") / "toy.py"
-    code.write_text(TOY.format(seconds=1.0))
+    code.write_text(TOY.format(seconds=2.0))
     return f"toy={code}:make"
 
 
@@ -167,12 +167,13 @@ def test_signals_end_it_with_their_code_and_no_worker_stays(tiny_drive: Path, sl
     for number, to_all in ((signal.SIGINT, True), (signal.SIGTERM, False)):
         made = len(list(store.glob("parts/[!.]*/seal.json")))
         run = Extraction(tiny_drive, slow_toy, store, "--layers", "-1", log=tmp_path / "log")
-        assert run.wait_for(lambda: len(list(store.glob("parts/[!.]*/seal.json"))) > made)  # noqa: B023
-        if number == signal.SIGTERM:
+        if not made:  # of six parts the first is far: the second command ends long before
+            assert run.wait_for((store / ".lock").exists)
             second = Extraction(tiny_drive, slow_toy, store, "--layers", "-1", log=tmp_path / "second")
             code, told = second.finish()
             assert code == 1
             assert f"error [cache.conflict]: {store} is being written by pid {run.process.pid} on " in told
+        assert run.wait_for(lambda: len(list(store.glob("parts/[!.]*/seal.json"))) > made)  # noqa: B023
         # A terminal's Ctrl-C goes to every process of the command, a scheduler's SIGTERM to the first.
         (os.killpg if to_all else os.kill)(run.process.pid, number)
         code, told = run.finish()
