@@ -1,6 +1,6 @@
 """Does each part of HilDA help? The rows of its ablation on a synthetic drive, every one under several seeds.
 
-    python benchmarks/ablation.py [--work FOLDER] [--steps 150] [--seeds 0 1 2] [--jobs 2]
+    python benchmarks/ablation.py [--work FOLDER] [--steps 150] [--seeds 0 1 2] [--arms base HilDA] [--jobs 2]
 
 Makes a drive of 16 scenes, extracts it with the small teacher that comes with the package (trained on other scenes of
 the same world), pre-trains a small student on 12 of them by the base (ScaLR's distillation with an MLP head), by each
@@ -37,8 +37,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("ablation-out"))
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = [arm.name for arm in ARMS]
+    parser.add_argument("--arms", nargs="+", default=names, choices=names, help="rows to run; base must be one")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time, each with one thread")
     arguments = parser.parse_args()
+    if "base" not in arguments.arms:
+        parser.error("every row is held against base: add it to --arms")
+    arms = [arm for arm in ARMS if arm.name in arguments.arms]
     words = ("--classes", "coarse8", "--protocol", "quick")
     few = ("--share", "5", "--split", "frames", "-s", "finetune.steps=60")
     setting = Setting(
@@ -49,11 +54,11 @@ def main() -> None:
         seeds=tuple(arguments.seeds),
         jobs=arguments.jobs,
     )
-    scores = run_all(setting, ARMS)
+    scores = run_all(setting, arms)
     print(f"\nmIoU in per cent, mean ± standard deviation of {len(setting.seeds)} seeds, {arguments.steps} steps;")
     print("published: nuScenes, linear probe / fine-tuned on 1 %")
-    print(table(scores, ARMS, against="base"))
-    plot(scores, ARMS, arguments.work / "ablation.png")
+    print(table(scores, arms, against="base"))
+    plot(scores, arms, arguments.work / "ablation.png")
     record(arguments.work / "ablation.json", scores, setting.seeds, steps=arguments.steps)
 
 
